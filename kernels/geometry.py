@@ -1,0 +1,119 @@
+"""Windows, cyclic shift and relative positions: pure functions of sizes.
+
+Shape legend: B images, L tokens of one (padded) image, W windows, N tokens of a window.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Windows(NamedTuple):
+    """How one padded image is cut into windows.
+
+    A window `w` of the shifted image holds, at its position `n`, the image token `token_order(windows)[w, n]`; no rolled
+    copy of the image is ever needed. `shift` moves the windows down and right by that many pixels, wrapping around
+    (Swin's cyclic shift: `torch.roll(x, (-shift_h, -shift_w))` followed by a partition).
+    """
+
+    height: int
+    width: int
+    window: tuple[int, int]
+    shift: tuple[int, int] = (0, 0)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one image."""
+        return self.height * self.width
+
+    @property
+    def size(self) -> int:
+        """Tokens of one window."""
+        return self.window[0] * self.window[1]
+
+    @property
+    def count(self) -> int:
+        """Windows of one image."""
+        return (self.height // self.window[0]) * (self.width // self.window[1])
+
+    def check(self) -> "Windows":
+        """Return self; raise ValueError if the windows do not tile the image or the shift is outside a window."""
+        for name, extent, window, shift in zip(
+            ("height", "width"), (self.height, self.width), self.window, self.shift, strict=True
+        ):
+            if window < 1:
+                raise ValueError(f"window {self.window}: sides must be at least 1")
+            if extent < window:
+                raise ValueError(
+                    f"window {self.window} is larger than the image: {name} is {extent}; pad the image or use a smaller window"
+                )
+            if extent % window:
+                raise ValueError(
+                    f"image {name} {extent} is not a multiple of the window side {window}; pad it to {-(-extent // window) * window}"
+                )
+            if not 0 <= shift < window:
+                raise ValueError(f"shift {self.shift} must be at least 0 and smaller than the window {self.window}")
+        return self
+
+
+@lru_cache(maxsize=64)
+def _axis(extent: int, window: int, shift: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Along one axis, for each window: the image coordinate and the shift region of each place."""
+    coordinates, regions = [], []
+    for start in range(0, extent, window):
+        places = range(start, start + window)
+        coordinates.append([(place + shift) % extent for place in places])
+        # SwinIR slices the shifted image at -window and -shift: only the last window can hold two regions.
+        regions.append([0 if place < extent - window else 1 if place < extent - shift else 2 for place in places])
+    return coordinates, regions
+
+
+def _grid(windows: Windows, device: torch.device | str | None, what: int, stride: int) -> Tensor:
+    """Combine the two axes into a (W, N) table: `stride * rows + columns`."""
+    rows, columns = (
+        torch.tensor(_axis(extent, window, shift)[what], device=device)
+        for extent, window, shift in zip(windows[:2], windows.window, windows.shift, strict=True)
+    )
+    grid = stride * rows[:, None, :, None] + columns[None, :, None, :]
+    return grid.reshape(windows.count, windows.size)
+
+
+def token_order(windows: Windows, device: torch.device | str | None = None) -> Tensor:
+    """(W, N) int64: the image token (row * width + column) at each place of each window."""
+    return _grid(windows, device, 0, windows.width)
+
+
+def shift_regions(windows: Windows, device: torch.device | str | None = None) -> Tensor:
+    """(W, N) int64: which of Swin's 9 regions each place lies in; tokens of different regions are no neighbours."""
+    if windows.shift == (0, 0):
+        return torch.zeros(windows.count, windows.size, dtype=torch.int64, device=device)
+    return _grid(windows, device, 1, 3)
+
+
+def shift_mask(windows: Windows, device: torch.device | str | None = None) -> Tensor:
+    """(W, N, N) float32: -100 between places of different shift regions, else 0: SwinIR's `attn_mask` buffer."""
+    regions = shift_regions(windows, device)
+    return (regions[:, :, None] != regions[:, None, :]).float() * -100.0
+
+
+def relative_position_index(window: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
+    """(N, N) int64: the row of the bias table for (query, key): SwinIR's `relative_position_index` buffer."""
+    height, width = window
+    y = torch.arange(height, device=device).repeat_interleave(width)
+    x = torch.arange(width, device=device).repeat(height)
+    return (y[:, None] - y[None, :] + height - 1) * (2 * width - 1) + (x[:, None] - x[None, :] + width - 1)
+
+
+def relative_position_bias(table: Tensor, window: tuple[int, int]) -> Tensor:
+    """Expand a table ((2h-1)*(2w-1), heads) to the dense bias (heads, N, N), differentiably.
+
+    Raises ValueError if the number of rows does not fit the window (h, w).
+    """
+    rows = (2 * window[0] - 1) * (2 * window[1] - 1)
+    if table.dim() != 2 or table.shape[0] != rows:
+        raise ValueError(f"bias table of window {window} needs shape ({rows}, heads), got {tuple(table.shape)}")
+    size = window[0] * window[1]
+    index = relative_position_index(window, table.device)
+    return table.index_select(0, index.flatten()).view(size, size, -1).permute(2, 0, 1).contiguous()

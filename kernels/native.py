@@ -1,0 +1,34 @@
+"""Loads the C++ library, if there is one that this machine can run. Importing this package never fails for want of it."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+
+class NativeLibrary(NamedTuple):
+    """A loaded library (`why_not` is None) with its instruction set, or the reason why there is none."""
+
+    why_not: str | None
+    instruction_set: str | None = None
+
+    @property
+    def loaded(self) -> bool:
+        return self.why_not is None
+
+
+@cache
+def cpu_library() -> NativeLibrary:
+    """Load masked_swin's CPU kernels once; set MASKED_SWIN_CPU_ISA=portable|avx2|avx512 before to ask for a lesser set."""
+    found = sorted(Path(__file__).parent.glob("_cpu*.so"))
+    if not found:
+        return NativeLibrary("the package was built without its C++ kernels; install a C++ compiler and reinstall")
+    try:
+        torch.ops.load_library(found[0])
+        instruction_set = ctypes.CDLL(str(found[0])).masked_swin_cpu_isa
+    except (OSError, RuntimeError, AttributeError) as error:
+        return NativeLibrary(f"{found[0].name} cannot be loaded here ({str(error).splitlines()[0]}); reinstall the package")
+    instruction_set.restype = ctypes.c_char_p
+    return NativeLibrary(None, instruction_set().decode())

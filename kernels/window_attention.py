@@ -1,0 +1,164 @@
+"""The public attention operation: contract, checks and the choice of a backend."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops, reference  # noqa: F401  (ops registers the operators)
+from .backends import REGISTRY, Backend, choose
+from .geometry import relative_position_bias
+from .native import cpu_library
+from .visible import VisibleTokens
+
+MAX_HEAD_DIM = 128
+
+
+class AttentionInputs(NamedTuple):
+    """What a backend is asked to compute; `bias` is dense."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor
+    scale: float
+    visible: VisibleTokens | None
+    masked: tuple[Tensor, Tensor, Tensor] | None
+    window_mask: Tensor | None
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    *,
+    scale: float,
+    visible: VisibleTokens | None = None,
+    masked: tuple[Tensor, Tensor, Tensor] | None = None,
+    window_mask: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """softmax(scale q k^T + bias) v in every window, for all tokens or for the visible ones only.
+
+    Tensors are windowed, (W, tokens, heads, head_dim) for all W windows of the batch, or compact, (R, heads, head_dim) with the
+    rows of `visible`. Which are compact says what is computed:
+
+    | q | k, v | masked | use |
+    |---|---|---|---|
+    | windowed | windowed | - | dense attention; T queries and S keys may differ |
+    | compact | compact | given | attention mask: masked tokens share one q, k, v and receive an output |
+    | windowed | compact | - | drop: masked keys are left out; a query without any key gets 0 |
+    | compact | compact | - | visible-only: masked tokens do not exist |
+
+    With per-head masks (`visible.heads`), compact tensors are (R, head_dim), one row per token and head.
+
+    Args:
+        q, k, v: one floating dtype, one device.
+        bias: (heads, T, S), or with `visible` a relative position table ((2h-1)*(2w-1), heads). Has a gradient.
+        scale: factor of q k^T, usually head_dim ** -0.5.
+        visible: the plan of the mask; brings the shift regions, too. Between regions the score gets -100 if masked tokens take
+            part (SwinIR's numbers), else the pair is left out.
+        masked: q, k, v of every masked token, each (heads, head_dim): the qkv bias for the published mask.
+        window_mask: (M, T, S) added to the score of window w as window_mask[w % M], for nets that bring one; no gradient.
+        backend: a name ("cpu", "reference"), or None for the first that can run.
+
+    Returns:
+        The shape of q; (W, T, heads, head_dim) if masked tokens are given.
+
+    Raises:
+        ValueError: for shapes, dtypes or devices that do not fit, or if the backend cannot run.
+    """
+    if bias.dim() == 2:
+        if visible is None:
+            raise ValueError("a bias table needs `visible` for its window; expand it with relative_position_bias(table, window)")
+        bias = relative_position_bias(bias, visible.windows.window)
+    inputs = AttentionInputs(q, k, v, bias, scale, visible, masked, window_mask)
+    _check(inputs)
+    return choose("window_attention", inputs, backend).run(inputs)
+
+
+def _check(inputs: AttentionInputs) -> None:
+    q, k, v, bias, _, visible, masked, window_mask = inputs
+    compact_dim = 3 if visible is None or visible.heads is None else 2
+    named = {"q": q, "k": k, "v": v, "bias": bias}
+    if masked is not None:
+        if visible is None or k.dim() == 4:
+            raise ValueError("masked (q, k, v) need `visible` and compact k, v")
+        named |= dict(zip(("masked q", "masked k", "masked v"), masked, strict=True))
+    if window_mask is not None:
+        named["window_mask"] = window_mask
+    for name, tensor in named.items():
+        if not tensor.is_floating_point() or tensor.device != q.device:
+            raise ValueError(f"{name} must be floating and on {q.device} as q is, got {tensor.dtype} on {tensor.device}")
+        if tensor.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
+            raise ValueError(f"{name} is {tensor.dtype} but q is {q.dtype}; convert one, or use torch.autocast")
+    if bias.dim() != 3:
+        raise ValueError(f"bias must be (heads, queries, keys) or a table (rows, heads), got {tuple(bias.shape)}")
+    heads, queries, keys = bias.shape
+    per_head = () if compact_dim == 2 else (heads,)
+    head_dim = q.shape[-1]
+    if visible is not None and (queries, keys) != (visible.windows.size,) * 2:
+        raise ValueError(f"bias has {queries} queries and {keys} keys, but a window has {visible.windows.size} tokens")
+    if visible is not None and visible.heads not in (None, heads):
+        raise ValueError(f"visible has masks for {visible.heads} heads, but bias has {heads} heads")
+    if visible is None:
+        windows = q.shape[0]
+    else:
+        windows = visible.batch * visible.windows.count
+    for name, tensor, tokens in (("q", q, queries), ("k", k, keys), ("v", v, keys)):
+        expected: tuple[int, ...] = (windows, tokens, heads, head_dim)
+        if tensor.dim() != 4 and visible is not None:
+            expected = (len(visible.index), *per_head, head_dim)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"{name} must be {expected} to fit q and bias, got {tuple(tensor.shape)}")
+    if k.dim() != v.dim() or (q.dim() < 4 and k.dim() == 4):
+        raise ValueError("k and v must both be windowed or both compact, and compact if q is")
+    if windows == 0:
+        raise ValueError("q holds 0 windows; at least 1 is needed")
+    for name, tensor in zip(("q", "k", "v"), masked or (), strict=False):
+        if tuple(tensor.shape) != (heads, head_dim):
+            raise ValueError(f"masked {name} must be {(heads, head_dim)}, got {tuple(tensor.shape)}")
+    if window_mask is not None:
+        if window_mask.dim() != 3 or tuple(window_mask.shape[1:]) != (queries, keys) or windows % max(len(window_mask), 1):
+            raise ValueError(
+                f"window_mask must be (M, {queries}, {keys}) with M dividing {windows}, got {tuple(window_mask.shape)}"
+            )
+        if window_mask.requires_grad:
+            raise ValueError("window_mask has no gradient; put what is learned into `bias`, or pass window_mask.detach()")
+
+
+def _cpu_why_not(inputs: AttentionInputs) -> str | None:
+    if inputs.q.device.type != "cpu":
+        return f"needs CPU tensors, got {inputs.q.device}"
+    if inputs.visible is not None and inputs.visible.heads is not None:
+        return "per-head masks are not in this kernel"
+    if inputs.q.shape[-1] > MAX_HEAD_DIM:
+        return f"head_dim is {inputs.q.shape[-1]}, at most {MAX_HEAD_DIM} fit"
+    if inputs.q.dtype != torch.float32 and not torch.is_autocast_enabled("cpu"):
+        return f"needs float32, got {inputs.q.dtype}"
+    return None
+
+
+def _run_cpu(inputs: AttentionInputs) -> Tensor:
+    q, k, v, bias, scale, visible, masked, window_mask = inputs
+    compact = visible is not None and k.dim() == 3
+    out, _ = torch.ops.masked_swin.window_attention_cpu(
+        q,
+        k,
+        v,
+        bias,
+        None if masked is None else torch.stack(masked),
+        visible.offsets if visible is not None and compact else None,
+        visible.position if visible is not None and compact else None,
+        None if visible is None else visible.regions,
+        window_mask,
+        scale,
+    )
+    return out
+
+
+REGISTRY["window_attention"] += [
+    Backend("cpu", _run_cpu, _cpu_why_not, lambda: cpu_library().why_not),
+    Backend("reference", lambda inputs: reference.window_attention(**inputs._asdict()), lambda inputs: None),
+]

@@ -1,0 +1,93 @@
+"""Builds csrc/ into one library on torch's stable ABI. All other metadata is in pyproject.toml.
+
+Without torch or a working C++ compiler the package is built without it: pure Python + Triton.
+MASKED_SWIN_NATIVE=0 leaves the library out, =1 makes a failure to build it an error.
+"""
+
+import os
+import platform
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
+# No -march=native: the library chooses among these when it is loaded.
+INSTRUCTION_SETS = {"portable": []} | (
+    {
+        "avx2": ["-mavx2", "-mfma"],
+        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+    }
+    if X86
+    else {}
+)
+FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wno-psabi"]
+FLAGS += ["-Wno-unused-function", "-Wno-unknown-pragmas", *os.environ.get("MASKED_SWIN_CXXFLAGS", "").split()]
+LDFLAGS = os.environ.get("MASKED_SWIN_LDFLAGS", "").split()
+TORCH_2_10 = "0x020a000000000000"
+
+
+class BuildNative(build_ext):
+    """Compiles csrc/ops.cpp once and csrc/cpu/*.cpp once per instruction set; a failure leaves the library out."""
+
+    def run(self) -> None:
+        wanted = os.environ.get("MASKED_SWIN_NATIVE", "")
+        if wanted == "0":
+            return
+        try:
+            super().run()
+        except (Exception, SystemExit) as error:  # whatever a missing or broken tool chain throws
+            if wanted == "1":
+                raise
+            self.extensions = []  # an editable install would look for the file
+            print(f"masked_swin: building without native kernels: {type(error).__name__}: {error}", file=sys.stderr)
+
+    def build_extension(self, ext: Extension) -> None:
+        import torch
+
+        home = Path(torch.__file__).parent
+        common = {"include_dirs": ["csrc", str(home / "include")], "depends": ext.depends}
+        macros = [("TORCH_TARGET_VERSION", TORCH_2_10), ("TORCH_STABLE_ONLY", None)] + ([("MASKED_SWIN_X86", None)] if X86 else [])
+        jobs = [("csrc/ops.cpp", "base", macros, [])]
+        for isa, flags in INSTRUCTION_SETS.items():
+            for source in sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")):
+                jobs.append((source, isa, [("MASKED_SWIN_ISA", isa)], flags))
+
+        def compile_one(job: tuple[str, str, list[tuple[str, str | None]], list[str]]) -> list[str]:
+            source, folder, defines, flags = job
+            return self.compiler.compile(
+                [source], output_dir=str(Path(self.build_temp, folder)), macros=defines, extra_postargs=FLAGS + flags, **common
+            )
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = [name for names in pool.map(compile_one, jobs) for name in names]
+        target = self.get_ext_fullpath(ext.name)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        # No run path: torch is imported first, and its library found by name among those already loaded.
+        self.compiler.link_shared_object(
+            objects, target, libraries=["torch_cpu"], library_dirs=[str(home / "lib")], extra_postargs=LDFLAGS, target_lang="c++"
+        )
+
+
+class AbiWheel(bdist_wheel):
+    """The library uses no Python API at all: one wheel serves every CPython."""
+
+    def finalize_options(self) -> None:
+        self.py_limited_api = "cp310"
+        super().finalize_options()
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "masked_swin.kernels._cpu",
+            sources=["csrc/ops.cpp"],
+            depends=[str(path) for path in Path("csrc").rglob("*.h")],
+            py_limited_api=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": AbiWheel},
+)
