@@ -2,18 +2,18 @@
 
 from .backends import backend_report
 from .geometry import Windows, relative_position_bias, relative_position_index, shift_mask
-from .native import cpu_library
+from .native import CPU_LIBRARY
 from .swin_block import SwinBlockWeights, swin_block
 from .token_mask import percent_range, token_mask
 from .visible import VisibleTokens
 from .window_attention import window_attention
 
 __all__ = [
+    "CPU_LIBRARY",
     "SwinBlockWeights",
     "VisibleTokens",
     "Windows",
     "backend_report",
-    "cpu_library",
     "percent_range",
     "relative_position_bias",
     "relative_position_index",

@@ -3,7 +3,6 @@
 Shape legend: B images, L tokens of one (padded) image, W windows, N tokens of a window.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -58,38 +57,29 @@ class Windows(NamedTuple):
         return self
 
 
-@lru_cache(maxsize=64)
-def _axis(extent: int, window: int, shift: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Along one axis, for each window: the image coordinate and the shift region of each place."""
-    coordinates, regions = [], []
-    for start in range(0, extent, window):
-        places = range(start, start + window)
-        coordinates.append([(place + shift) % extent for place in places])
-        # SwinIR slices the shifted image at -window and -shift: only the last window can hold two regions.
-        regions.append([0 if place < extent - window else 1 if place < extent - shift else 2 for place in places])
-    return coordinates, regions
-
-
-def _grid(windows: Windows, device: torch.device | str | None, what: int, stride: int) -> Tensor:
-    """Combine the two axes into a (W, N) table: `stride * rows + columns`."""
-    rows, columns = (
-        torch.tensor(_axis(extent, window, shift)[what], device=device)
-        for extent, window, shift in zip(windows[:2], windows.window, windows.shift, strict=True)
-    )
-    grid = stride * rows[:, None, :, None] + columns[None, :, None, :]
-    return grid.reshape(windows.count, windows.size)
+def _combine(rows: Tensor, columns: Tensor, windows: Windows, stride: int) -> Tensor:
+    """Combine a value per image row and one per column to a (W, N) table: `stride * rows + columns`."""
+    rows = rows.view(-1, 1, windows.window[0], 1)
+    columns = columns.view(1, -1, 1, windows.window[1])
+    return (stride * rows + columns).reshape(windows.count, windows.size)
 
 
 def token_order(windows: Windows, device: torch.device | str | None = None) -> Tensor:
     """(W, N) int64: the image token (row * width + column) at each place of each window."""
-    return _grid(windows, device, 0, windows.width)
+    rows = (torch.arange(windows.height, device=device) + windows.shift[0]) % windows.height
+    columns = (torch.arange(windows.width, device=device) + windows.shift[1]) % windows.width
+    return _combine(rows, columns, windows, windows.width)
 
 
 def shift_regions(windows: Windows, device: torch.device | str | None = None) -> Tensor:
     """(W, N) int64: which of Swin's 9 regions each place lies in; tokens of different regions are no neighbours."""
-    if windows.shift == (0, 0):
-        return torch.zeros(windows.count, windows.size, dtype=torch.int64, device=device)
-    return _grid(windows, device, 1, 3)
+    # SwinIR cuts the shifted image at -window and at -shift: only the last window of a row or column is mixed.
+    places = (torch.arange(extent, device=device) for extent in windows[:2])
+    rows, columns = (
+        (place >= extent - window).long() + ((place >= extent - shift) & (shift > 0)).long()
+        for place, extent, window, shift in zip(places, windows[:2], windows.window, windows.shift, strict=True)
+    )
+    return _combine(rows, columns, windows, 3)
 
 
 def shift_mask(windows: Windows, device: torch.device | str | None = None) -> Tensor:

@@ -1,7 +1,6 @@
 """Loads the C++ library, if there is one that this machine can run. Importing this package never fails for want of it."""
 
 import ctypes
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +18,7 @@ class NativeLibrary(NamedTuple):
         return self.why_not is None
 
 
-@cache
-def cpu_library() -> NativeLibrary:
-    """Load masked_swin's CPU kernels once; set MASKED_SWIN_CPU_ISA=portable|avx2|avx512 before to ask for a lesser set."""
+def _load() -> NativeLibrary:
     found = sorted(Path(__file__).parent.glob("_cpu*.so"))
     if not found:
         return NativeLibrary("the package was built without its C++ kernels; install a C++ compiler and reinstall")
@@ -32,3 +29,7 @@ def cpu_library() -> NativeLibrary:
         return NativeLibrary(f"{found[0].name} cannot be loaded here ({str(error).splitlines()[0]}); reinstall the package")
     instruction_set.restype = ctypes.c_char_p
     return NativeLibrary(None, instruction_set().decode())
+
+
+# Loaded with the package; MASKED_SWIN_CPU_ISA=portable|avx2|avx512 in the environment asks for a lesser instruction set.
+CPU_LIBRARY = _load()

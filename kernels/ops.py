@@ -69,7 +69,7 @@ def _register(backend: str) -> None:
 def _register_token_mask() -> None:
     name = "masked_swin::token_mask_cpu"
     schema = (
-        "(Tensor seed, Tensor draw, Tensor sample, int tokens, int heads, int low, int high, bool ratio_per_sample) -> Tensor"
+        "(Tensor seed, Tensor draw, Tensor sample, SymInt tokens, int heads, int low, int high, bool ratio_per_sample) -> Tensor"
     )
     torch.library.define(name, schema, tags=(torch.Tag.pt2_compliant_tag,))
 

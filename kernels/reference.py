@@ -32,12 +32,12 @@ def keep_per_head(visible: VisibleTokens) -> Tensor:
 
 
 def compress(full: Tensor, visible: VisibleTokens) -> Tensor:
-    """Windows (W, N, H, D) -> compact rows (R, H, D) in the plan's order; unused rows are 0."""
-    slot = torch.arange(visible.keep.numel(), device=full.device).view_as(visible.keep)
-    flat = full.flatten(0, 1)
-    rows = torch.zeros(len(visible.index) + 1, *flat.shape[1:], dtype=full.dtype, device=full.device)
-    row = torch.where(visible.keep, visible.rows(), len(visible.index))
-    return rows.index_copy(0, row.flatten(), flat[slot.flatten()])[:-1]
+    """Windows (W, N, H, D) -> compact rows in the plan's order, the inverse of `expand`; unused rows are 0."""
+    per_segment = full if visible.heads is None else full.transpose(1, 2).flatten(0, 1)
+    capacity = len(visible.index)
+    row = torch.where(visible.keep, visible.rows(), capacity).flatten()
+    rows = full.new_zeros(capacity + 1, *per_segment.shape[2:])
+    return rows.index_copy(0, row, per_segment.flatten(0, 1))[:-1]
 
 
 def window_attention(

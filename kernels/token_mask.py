@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Windows, token_order
+from .native import CPU_LIBRARY
 
 Ratio = float | tuple[float, float]
 
@@ -85,18 +86,12 @@ def token_mask(
         raise ValueError(f"exact masks need the windows of an image of {tokens} tokens, got {windows}")
     if heads is not None and heads < 1:
         raise ValueError(f"heads must be at least 1, got {heads}")
-    if sample.device.type == "cpu" and not exact and _native_available():
+    if sample.device.type == "cpu" and not exact and CPU_LIBRARY.loaded:
         ops = torch.ops.masked_swin
         mask = ops.token_mask_cpu(seed, draw, sample, tokens, heads or 1, *percents, ratio_per_sample)
     else:
         mask = _token_mask_torch(seed, draw, sample, tokens, heads or 1, percents, ratio_per_sample, windows if exact else None)
     return mask if heads is not None else mask.squeeze(1)
-
-
-def _native_available() -> bool:
-    from .native import cpu_library
-
-    return cpu_library().loaded
 
 
 def _token_mask_torch(

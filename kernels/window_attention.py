@@ -8,7 +8,7 @@ from torch import Tensor
 from . import ops, reference  # noqa: F401  (ops registers the operators)
 from .backends import REGISTRY, Backend, choose
 from .geometry import relative_position_bias
-from .native import cpu_library
+from .native import CPU_LIBRARY
 from .visible import VisibleTokens
 
 MAX_HEAD_DIM = 128
@@ -159,6 +159,6 @@ def _run_cpu(inputs: AttentionInputs) -> Tensor:
 
 
 REGISTRY["window_attention"] += [
-    Backend("cpu", _run_cpu, _cpu_why_not, lambda: cpu_library().why_not),
+    Backend("cpu", _run_cpu, _cpu_why_not, lambda: CPU_LIBRARY.why_not),
     Backend("reference", lambda inputs: reference.window_attention(**inputs._asdict()), lambda inputs: None),
 ]

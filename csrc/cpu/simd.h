@@ -134,25 +134,35 @@ struct Operand {  // element (row, k) at p[row * row_stride + k * k_stride]
   int row_stride, k_stride;
 };
 
-// ROWS x NV vectors of c = sum_k broadcast(a) * vector(b)
+// ROWS x NV vectors of c = sum_k broadcast(a) * vector(b). Sums run over at most BLOCK_DEPTH terms before they are added to the
+// total: the rounding error of a long sum is several times smaller, for nothing.
+constexpr int BLOCK_DEPTH = 64;
 template <int ROWS, int NV>
 static void product_block(int depth, Operand a, const float* __restrict b, int b_stride, float* c, int c_stride) {
-  Vec sum[ROWS][NV] = {};
-  for (int k = 0; k < depth; k++) {
-    Vec x[NV];
+  int k = 0;
+  do {
+    const int end = depth - k > BLOCK_DEPTH ? k + BLOCK_DEPTH : depth;
+    const bool first = k == 0;
+    Vec sum[ROWS][NV] = {};
+    for (; k < end; k++) {
+      Vec x[NV];
 #pragma GCC unroll 4
-    for (int l = 0; l < NV; l++) x[l] = load(b + (size_t)k * b_stride + l * LANES);
+      for (int l = 0; l < NV; l++) x[l] = load(b + (size_t)k * b_stride + l * LANES);
 #pragma GCC unroll 24
-    for (int i = 0; i < ROWS; i++) {
-      const Vec w = splat(a.p[(size_t)i * a.row_stride + (size_t)k * a.k_stride]);
+      for (int i = 0; i < ROWS; i++) {
+        const Vec w = splat(a.p[(size_t)i * a.row_stride + (size_t)k * a.k_stride]);
 #pragma GCC unroll 4
-      for (int l = 0; l < NV; l++) sum[i][l] += w * x[l];
+        for (int l = 0; l < NV; l++) sum[i][l] += w * x[l];
+      }
     }
-  }
 #pragma GCC unroll 24
-  for (int i = 0; i < ROWS; i++)
+    for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
-    for (int l = 0; l < NV; l++) store(c + (size_t)i * c_stride + l * LANES, sum[i][l]);
+      for (int l = 0; l < NV; l++) {
+        float* to = c + (size_t)i * c_stride + l * LANES;
+        store(to, first ? sum[i][l] : load(to) + sum[i][l]);
+      }
+  } while (k < depth);
 }
 
 template <int ROWS, int NV>

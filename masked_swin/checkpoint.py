@@ -1,0 +1,272 @@
+"""Checkpoints that this package and the public SwinIR / MaskedDenoising code both read."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import secrets
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from masked_swin.config import PRESETS, ModelConfig, default_image_mean
+from masked_swin.kernels import Windows, relative_position_index, shift_mask
+from masked_swin.layers import SwinLayer
+from masked_swin.model import MaskedSwinIR
+
+State = Mapping[str, Tensor]
+
+_BUFFER = re.compile(r"\.(relative_position_index|attn_mask)$")
+_BLOCK = re.compile(r"^layers\.(\d+)\.residual_group\.blocks\.(\d+)\.")
+
+# What a key says about a network that this package does not have.
+_UNSUPPORTED = (
+    (r"^(upsample|conv_before_upsample|conv_up\d|conv_hr)\.", "it enlarges images; only upscale 1 is supported"),
+    (r"talking_heads", "it uses talking heads"),
+    (r"head_scale_params$", "it uses head scale"),
+    (r"\.attn\.proj\.0\.weight$", "it uses attention on attention (on_attn)"),
+    (r"^absolute_pos_embed$", "it uses absolute position embedding (ape)"),
+    (r"\.conv\.10\.weight$", "its resi_connection is '6conv'; only '1conv' and '3conv' are supported"),
+)
+
+
+def load_model(name_or_path: str | Path) -> MaskedSwinIR:
+    """A preset by name, with new random weights, or the network of a checkpoint file.
+
+    Raises FileNotFoundError for a name that is neither; see `load_checkpoint` for the rest.
+    """
+    if str(name_or_path) in PRESETS:
+        return MaskedSwinIR(PRESETS[str(name_or_path)])
+    if not Path(name_or_path).exists():
+        raise FileNotFoundError(
+            f"{name_or_path}: neither a checkpoint file nor a preset; presets are {', '.join(map(repr, PRESETS))}"
+        )
+    return load_checkpoint(name_or_path)
+
+
+def load_checkpoint(path: str | Path, *, config: ModelConfig | None = None, backend: str | None = None) -> MaskedSwinIR:
+    """Load a network, in evaluation mode, float32, on the CPU.
+
+    Reads `.safetensors`, and otherwise a `torch.save` file: a bare state dict, or one under "params_ema" (preferred
+    where both are: the averaged weights) or "params". The configuration is `config` if given, else the one saved beside
+    the weights, else `infer_config` of them. Nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is corrupt, or holds another architecture.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    if not path.is_file() or path.stat().st_size == 0:
+        found = "a folder" if path.is_dir() else "an empty file" if path.is_file() else "no regular file"
+        raise ValueError(f"{path}: {found}, expected a checkpoint (.pth or .safetensors)")
+    state, saved = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    try:
+        if config is None:
+            config = infer_config(state) if saved is None else ModelConfig.from_dict(saved)
+        model = MaskedSwinIR(config, backend=backend)
+        load_public_state(model, state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return model.eval()
+
+
+def save_checkpoint(model: MaskedSwinIR, path: str | Path) -> None:
+    """Write a checkpoint, all of it or nothing.
+
+    `.pth` (or `.pt`) has the public layout, "params" with SwinIR's buffers, and "config" beside it; `.safetensors`
+    holds the parameters only, and the configuration as JSON metadata. Raises ValueError for another suffix, OSError if
+    it cannot be written, in which case a file already there is left as it was.
+    """
+    path = Path(path)
+    if path.suffix in (".pth", ".pt"):
+        content = {"params": public_state(model), "config": model.config.to_dict()}
+        with atomic_write(path) as file:
+            torch.save(content, file)
+    elif path.suffix == ".safetensors":
+        from safetensors.torch import save
+
+        metadata = {"format": "pt", "config": json.dumps(model.config.to_dict())}
+        data = save(public_state(model, buffers=False), metadata)
+        with atomic_write(path) as file:
+            file.write(data)
+    else:
+        raise ValueError(f"{path}: the name of a checkpoint must end in .pth, .pt or .safetensors, not {path.suffix!r}")
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends, and vanishes if the block raises."""
+    temporary = path.with_name(f".{path.name[:32]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def public_state(model: MaskedSwinIR, *, buffers: bool = True) -> dict[str, Tensor]:
+    """The weights as SwinIR names them, contiguous, on the CPU; with `buffers` the public code loads them strictly.
+
+    The buffers are those of img_size 64, rounded up to whole windows, at least two. A network with per-head masks has
+    its qkv split into qkv1, qkv2, ..., as in the public code.
+    """
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        value = value.cpu().contiguous()
+        stem, dot, kind = name.rpartition(".qkv.")
+        if dot and model.config.attention_mask_per_head:
+            heads = model.config.num_heads[int(name.split(".")[1])]
+            # (3, heads, head_dim) rows: head h owns [:, h].
+            for head, part in enumerate(value.unflatten(0, (3, heads, -1)).unbind(1), start=1):
+                state[f"{stem}.qkv{head}.{kind}"] = part.flatten(0, 1).contiguous()
+        else:
+            state[name] = value
+    if buffers:
+        side = model.config.window_size
+        image = side * max(2, math.ceil(64 / side))
+        for name, layer in model.named_modules():
+            if isinstance(layer, SwinLayer):
+                state[f"{name}.attn.relative_position_index"] = relative_position_index((side, side))
+                if layer.shift:
+                    windows = Windows(image, image, (side, side), (layer.shift, layer.shift))
+                    state[f"{name}.attn_mask"] = shift_mask(windows)
+    return state
+
+
+def load_public_state(model: MaskedSwinIR, state: State) -> None:
+    """Load weights named as SwinIR names them, strictly; its buffers may be there and are ignored.
+
+    Raises ValueError naming what is missing, unknown or of another shape; the model is unchanged then.
+    """
+    state = {name: value for name, value in state.items() if not _BUFFER.search(name)}
+    if model.config.attention_mask_per_head:
+        state = _join_heads(state)
+    expected = model.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in state]
+    for name, value in state.items():
+        if name not in expected:
+            problems.append(f"{name} is unknown")
+        elif value.shape != expected[name].shape:
+            problems.append(f"{name} is {tuple(value.shape)} instead of {tuple(expected[name].shape)}")
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise ValueError(
+            f"the weights do not fit the configuration: {'; '.join(problems[:4])}{more}; "
+            "give the configuration that they were trained with"
+        )
+    model.load_state_dict(state)
+
+
+def infer_config(state: State) -> ModelConfig:
+    """The hyper-parameters that the shapes of a state dict tell; raises ValueError for another architecture.
+
+    What shapes cannot tell takes the published defaults: image_range, drop_path_rate and the mask ratios (both masks
+    off where conv_first is 3x3: SwinIR).
+    """
+    for pattern, reason in _UNSUPPORTED:
+        key = next((name for name in state if re.search(pattern, name)), None)
+        if key is not None:
+            raise ValueError(f"unsupported network: {reason} (key {key!r}); run it with the code it comes from")
+    depths: dict[int, int] = {}
+    for name in state:
+        if match := _BLOCK.match(name):
+            group, block = int(match[1]), int(match[2])
+            depths[group] = max(depths.get(group, 0), block + 1)
+    first, table = "layers.0.residual_group.blocks.0.", "attn.relative_position_bias_table"
+    try:
+        embed_dim, in_channels, kernel = state["conv_first.weight"].shape[:3]
+        table_rows = state[first + table].shape[0]
+        hidden = state[first + "mlp.fc1.weight"].shape[0]
+        proj_inputs = state[first + "attn.proj.weight"].shape[1]
+        heads = [state[f"layers.{group}.residual_group.blocks.0.{table}"].shape[1] for group in range(len(depths))]
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"not the weights of a SwinIR-type network: key {error} is missing or misshapen; "
+            f"found {len(state)} keys, as {', '.join(map(repr, list(state)[:3]))}"
+        ) from error
+    if proj_inputs != embed_dim:
+        raise ValueError("unsupported network: it uses type 'sum'; run it with the code it comes from")
+    config = ModelConfig(
+        in_channels=in_channels,
+        embed_dim=embed_dim,
+        depths=tuple(depths.get(group, 0) for group in range(len(depths))),
+        num_heads=tuple(heads),
+        window_size=(math.isqrt(table_rows) + 1) // 2,
+        mlp_ratio=hidden / embed_dim,
+        resi_connection="1conv" if "layers.0.conv.weight" in state else "3conv",
+        conv_first_kernel=kernel,  # type: ignore[arg-type]  # checked there
+        image_mean=default_image_mean(in_channels),
+        attention_mask_mode="token" if first + "attn.mask_token" in state else "zero",
+        attention_mask_per_head=first + "attn.qkv1.weight" in state,
+    )
+    return config if kernel == 1 else replace(config, input_mask=None, attention_mask=None)
+
+
+def _join_heads(state: State) -> dict[str, Tensor]:
+    """Join attn.qkv1, attn.qkv2, ..., each (3, head_dim) rows of one head, to attn.qkv, (3, heads, head_dim) rows."""
+    joined = dict(state)
+    for name in state:
+        stem, dot, kind = name.rpartition(".attn.qkv1.")
+        if dot:
+            names = [name]
+            while (following := f"{stem}.attn.qkv{len(names) + 1}.{kind}") in state:
+                names.append(following)
+            parts = [joined.pop(part) for part in names]
+            if len({part.shape for part in parts}) == 1 and len(parts[0]) % 3 == 0:
+                heads = torch.stack([part.reshape(3, -1, *part.shape[1:]) for part in parts], dim=1)
+                joined[f"{stem}.attn.qkv.{kind}"] = heads.flatten(0, 2)
+    return joined
+
+
+def _read_torch(path: Path) -> tuple[State, Mapping[str, Any] | None]:
+    with open(path, "rb") as file:
+        try:
+            if zipfile.is_zipfile(file):
+                damaged = zipfile.ZipFile(file).testzip()  # torch.load does not verify the checksums
+                if damaged is not None:
+                    raise ValueError(f"wrong checksum of {damaged}")
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can raise anything
+            raise _unreadable(path, error) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a state dict; save model.state_dict()")
+    nested = (content[name] for name in ("params_ema", "params") if isinstance(content.get(name), Mapping))
+    state = next(nested, content)
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(
+            f"{path}: expected a state dict, bare or under 'params' or 'params_ema'; found "
+            f"{', '.join(map(repr, list(content)[:5])) or 'nothing'}"
+        )
+    saved = content.get("config")
+    return state, saved if isinstance(saved, Mapping) else None
+
+
+def _read_safetensors(path: Path) -> tuple[State, Mapping[str, Any] | None]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            saved = json.loads((file.metadata() or {}).get("config", "null"))
+            return {name: file.get_tensor(name) for name in file.keys()}, saved  # noqa: SIM118 (not a dict)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ValueError(
+        f"{path}: not a readable checkpoint ({reason}): truncated, corrupt, or holding more than tensors; "
+        "copy it again, or save only the state dict with the code that made it"
+    )

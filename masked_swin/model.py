@@ -1,0 +1,132 @@
+"""The masked SwinIR of "Masked Image Training for Generalizable Deep Image Denoising" (arXiv 2303.13132)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from masked_swin.config import ModelConfig
+from masked_swin.layers import ResidualGroup, channels_last, residual_conv
+from masked_swin.masking import AttentionMasks, MaskKey, check_seed, mask_input, padded_size
+
+
+class MaskedSwinIR(nn.Module):
+    """A denoiser with SwinIR's parameter names.
+
+    The input mask works in training only, the attention mask in training and in use, as published. Masks are named by a
+    `MaskKey`; without one the module counts its own passes from `seed_masks` (seed 0 at first).
+
+    Args:
+        config: the network; `PRESETS` holds the usual ones.
+        backend: of the kernels; None takes the first that can run, a name insists on it.
+    """
+
+    mean: Tensor
+    mask_seed: Tensor
+    mask_draw: Tensor
+
+    def __init__(self, config: ModelConfig, *, backend: str | None = None) -> None:
+        super().__init__()
+        self.config = config
+        kernel, dim = config.conv_first_kernel, config.embed_dim
+        self.conv_first = nn.Conv2d(config.in_channels, dim, kernel, padding=kernel // 2)
+        self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(dim)})
+        self.layers = nn.ModuleList(ResidualGroup(config, group, backend) for group in range(len(config.depths)))
+        self.norm = nn.LayerNorm(dim)
+        self.conv_after_body = residual_conv(config)
+        self.conv_last = nn.Conv2d(dim, config.in_channels, 3, padding=1)
+        self.register_buffer("mean", torch.tensor(config.image_mean).view(1, -1, 1, 1), persistent=False)
+        # Tensors, not numbers: a compiled graph or a captured CUDA graph then draws new masks at every pass.
+        self.register_buffer("mask_seed", torch.tensor(0), persistent=False)
+        self.register_buffer("mask_draw", torch.tensor(0), persistent=False)
+        self.to(memory_format=torch.channels_last)
+
+    def seed_masks(self, seed: int) -> None:
+        """Start the module's own sequence of masks again, from `seed` in [0, 2^63)."""
+        check_seed("seed", seed)
+        self.mask_seed.fill_(seed)
+        self.mask_draw.zero_()
+
+    def mask_input(self, image: Tensor, key: MaskKey) -> Tensor:
+        """The image (B, C, H, W) as the network sees it in training: random pixels set to `config.input_mask_value`."""
+        self._check(image, key)
+        return mask_input(image, self.config, key)
+
+    def forward(self, x: Tensor, *, key: MaskKey | None = None, attention_mask: bool = True) -> Tensor:
+        """Denoise images.
+
+        Args:
+            x: (B, C, H, W), values in [0, 1], dtype and device of the parameters; any size above half a window: it is
+                reflected at the right and bottom up to whole windows.
+            key: the masks to use; None takes the next of the module's own sequence, sample ids 0, 1, ... in the batch.
+            attention_mask: False leaves the attention unmasked.
+
+        Returns:
+            (B, C, H, W), not clipped.
+
+        Raises:
+            ValueError: for another shape, dtype or device, an empty batch, or an image too small to be reflected.
+        """
+        config = self.config
+        self._check(x, key)
+        masks_input = self.training and config.input_mask is not None
+        masks_attention = attention_mask and config.attention_mask is not None
+        if key is None and (masks_input or masks_attention):
+            key = MaskKey(self.mask_seed, self.mask_draw.clone(), torch.arange(len(x), device=x.device))
+            self.mask_draw.add_(1)
+        if key is not None and masks_input:
+            x = mask_input(x, config, key)
+
+        height, width = x.shape[-2:]
+        size = padded_size(height, width, config.window_size)
+        if size != (height, width):
+            x = F.pad(x, (0, size[1] - width, 0, size[0] - height), mode="reflect")
+        x = (x - self.mean) * config.image_range
+        masks = AttentionMasks(config, key, size) if key is not None and masks_attention else None
+        drop_path_scales = self._drop_path_scales(x)
+
+        shallow = channels_last(self.conv_first, x.permute(0, 2, 3, 1).contiguous())
+        features = self.patch_embed["norm"](shallow)
+        for group, scales in zip(self.layers, drop_path_scales, strict=True):
+            features = group(features, masks, scales)
+        deep = channels_last(self.conv_after_body, self.norm(features))
+        # A 3x3 conv_first means SwinIR, with both residuals; the published masked network has neither.
+        residuals = config.conv_first_kernel == 3
+        out = channels_last(self.conv_last, deep + shallow if residuals else deep).permute(0, 3, 1, 2)
+        out = (x + out if residuals else out) / config.image_range + self.mean
+        return out[..., :height, :width].contiguous()
+
+    def _drop_path_scales(self, x: Tensor) -> list[list[Tensor | None]]:
+        """Stochastic depth, group by group: for each layer None or (2, B) factors, 0 or 1 / keep (the mean stays 1)."""
+        depths, rate = self.config.depths, self.config.drop_path_rate
+        scales: list[Tensor | None] = [None] * sum(depths)
+        if self.training and rate > 0:
+            keep_L11 = 1 - torch.linspace(0, rate, len(scales), dtype=x.dtype, device=x.device)[:, None, None]
+            scales_L2B = (torch.rand(len(scales), 2, len(x), dtype=x.dtype, device=x.device) < keep_L11) / keep_L11
+            scales[1:] = scales_L2B[1:].unbind()  # the first layer's rate is 0
+        return [scales[sum(depths[:group]) :][:depth] for group, depth in enumerate(depths)]
+
+    def _check(self, x: Tensor, key: MaskKey | None) -> None:
+        """Raise ValueError for images or a key that the network cannot take."""
+        config, weight = self.config, self.conv_first.weight
+        if x.dim() != 4 or x.shape[1] != config.in_channels:
+            raise ValueError(f"images must be (B, {config.in_channels}, H, W), got {tuple(x.shape)}")
+        if x.shape[0] == 0:
+            raise ValueError("the batch is empty; at least 1 image is needed")
+        if not x.is_floating_point():
+            raise ValueError(f"images must be floating point in [0, 1], got {x.dtype}; use image.float() / 255")
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"images are {x.dtype} but the network is {weight.dtype}; convert one, or use autocast")
+        if x.device != weight.device:
+            raise ValueError(f"images are on {x.device} but the network is on {weight.device}; move one of them")
+        for name, extent in (("height", x.shape[2]), ("width", x.shape[3])):
+            padding = -extent % config.window_size
+            if padding >= extent:
+                raise ValueError(
+                    f"image {name} {extent} is too small for window {config.window_size}: {padding} more pixels cannot "
+                    f"be reflected from it; enlarge or pad the image to {config.window_size}"
+                )
+        if key is not None and (key.sample.shape != x.shape[:1] or key.sample.device != x.device):
+            raise ValueError(
+                f"the mask key must name {x.shape[0]} samples on {x.device}, "
+                f"got {tuple(key.sample.shape)} on {key.sample.device}"
+            )

@@ -1,0 +1,82 @@
+"""Inputs for window_attention in every use, in float64, to be converted to the dtype under test."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from masked_swin.kernels import VisibleTokens, Windows, shift_mask, window_attention
+
+USES = ("dense", "zero", "drop", "visible")
+
+
+@dataclass
+class Case:
+    """One call of window_attention: `tensors` are differentiable, `fixed` are not."""
+
+    tensors: dict[str, Tensor]
+    fixed: dict[str, object]
+
+    def run(self, dtype: torch.dtype, backend: str | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The output and the gradient of each tensor, for a fixed random cotangent."""
+        inputs = {name: tensor.to(dtype).requires_grad_() for name, tensor in self.tensors.items()}
+        masked = tuple(inputs[name] for name in ("masked_q", "masked_k", "masked_v") if name in inputs) or None
+        fixed = {name: v.to(dtype) if name == "window_mask" else v for name, v in self.fixed.items()}  # type: ignore[union-attr]
+        out = window_attention(
+            inputs["q"], inputs["k"], inputs["v"], inputs["bias"], masked=masked, backend=backend, **fixed
+        )
+        cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
+        grads = torch.autograd.grad((out * cotangent).sum(), list(inputs.values()))
+        return out.detach(), dict(zip(inputs, grads, strict=True))
+
+
+def make_case(
+    use: str,
+    *,
+    window: tuple[int, int] = (8, 8),
+    shift: tuple[int, int] = (4, 4),
+    grid: tuple[int, int] = (3, 2),
+    heads: int = 6,
+    head_dim: int = 10,
+    keep: float = 0.25,
+    batch: int = 2,
+    scale: float = 0.37,
+    magnitude: float = 1.0,
+    seed: int = 0,
+) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return magnitude * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    windows = Windows(window[0] * grid[0], window[1] * grid[1], window, shift)
+    mask = torch.rand(batch, windows.tokens, generator=generator) < keep
+    visible = VisibleTokens.from_keep(mask, windows)
+    rows, count, size = len(visible.index), batch * windows.count, windows.size
+    compact, windowed = (rows, heads, head_dim), (count, size, heads, head_dim)
+    q, kv = {
+        "dense": (windowed, windowed),
+        "zero": (compact, compact),
+        "drop": (windowed, compact),
+        "visible": (compact, compact),
+    }[use]
+    tensors = {"q": random(*q), "k": random(*kv), "v": random(*kv), "bias": random(heads, size, size)}
+    if use == "zero":
+        tensors |= {f"masked_{name}": random(heads, head_dim) for name in "qkv"}
+    fixed: dict[str, object] = {"scale": scale}
+    if use == "dense":
+        fixed["window_mask"] = shift_mask(windows).double()
+    else:
+        fixed["visible"] = visible
+    return Case(tensors, fixed)
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """Norm of the error over the norm of the truth; 0 where both vanish."""
+    norm = truth.double().norm().item()
+    error = (value.double() - truth.double()).norm().item()
+    return error / norm if norm > 0 else error
+
+
+def mean_error(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,52 @@
+"""Imports point down: train -> masked_swin -> masked_swin.kernels, of which only the public names are used from outside."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = {"kernels": 0, "masked_swin": 1, "train": 2}
+ALLOWED = {  # besides the standard library and the layers below
+    "kernels": {"torch", "triton"},
+    "masked_swin": {"torch", "numpy", "einops", "safetensors"},
+    "train": {"torch", "numpy", "PIL", "skimage", "tqdm", "jsonargparse", "jinja2", "yaml", "triton"},
+}
+
+
+def imports(path: Path) -> list[tuple[str, list[str]]]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, []) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.append((node.module or "", [alias.name for alias in node.names]))
+    return found
+
+
+def layer_of(module: str) -> str:
+    part = module.split(".")[1] if "." in module else ""
+    return part if part in ("kernels", "train") else "masked_swin"
+
+
+@pytest.mark.parametrize("path", sorted(p for layer in LAYERS for p in (ROOT / layer).glob("*.py")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_imports_point_down(path):
+    import sys
+
+    own = path.parent.name
+    for module, names in imports(path):
+        top = module.split(".")[0]
+        if top != "masked_swin":
+            assert top in sys.stdlib_module_names or top in ALLOWED[own], f"{own} may not import {top}"
+            continue
+        target = layer_of(module)
+        if target == "masked_swin" and any(name in ("kernels", "train") for name in names):
+            target = next(name for name in names if name in ("kernels", "train"))
+        assert LAYERS[target] <= LAYERS[own], f"{own} is below {target}"
+        if target == "kernels" and own != "kernels":
+            assert module in ("masked_swin.kernels", "masked_swin"), f"{module} is not public"
+
+
+def test_folders_are_flat():
+    for layer in LAYERS:
+        assert not [p for p in (ROOT / layer).iterdir() if p.is_dir() and p.name != "__pycache__"]

@@ -1,0 +1,1 @@
+"""Training, evaluation data and the command line of masked_swin."""

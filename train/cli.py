@@ -1,0 +1,139 @@
+"""The command line: masked-swin train | denoise | doctor | demo.
+
+Exit codes: 0 done, 1 failed (for `denoise`: some file failed), 2 wrong arguments or configuration, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+from masked_swin.train.config import TrainConfig, apply_preset, train_config, train_parser
+from masked_swin.train.denoising import AttentionMask, denoise_files, load_weights
+from masked_swin.train.demo import run_demo
+from masked_swin.train.doctor import report
+from masked_swin.train.loop import Trainer, WEIGHTS_FILE
+
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Wrong arguments leave through SystemExit(2), as in argparse."""
+    arguments = [_underscored(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    training = train_parser()
+    parser = ArgumentParser(prog="masked-swin", description="Denoisers that work on noises they have never seen.")
+    commands = parser.add_subcommands(title="commands")
+    commands.add_subcommand("train", training, help="train a network; resumes a run found in its output folder")
+    commands.add_subcommand("denoise", _denoise_parser(), help="denoise a file or a folder of images")
+    commands.add_subcommand("doctor", ArgumentParser(), help="what runs on this machine, and why the rest does not")
+    commands.add_subcommand("demo", _demo_parser(), help="train two small networks and write a report")
+    parsed = parser.parse_args(arguments)
+    try:
+        if parsed.subcommand == "train":
+            # Parsed twice: the preset, given by flag or file, is what the network fields start from.
+            try:
+                apply_preset(training, parsed.train.preset)
+                config = train_config(training, parser.parse_args(arguments).train)
+            except ValueError as error:
+                return _fail(error, code=2)
+            return _train(config)
+        return {"denoise": _denoise, "doctor": _doctor, "demo": _demo}[parsed.subcommand](parsed.get(parsed.subcommand))
+    except (ValueError, OSError, FloatingPointError) as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _underscored(argument: str) -> str:
+    """`--attention-mask=off` as `--attention_mask=off`: flags are spelled as the configuration's fields, or with dashes."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _denoise_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Denoise images; names and formats are kept, inputs are never overwritten.")
+    parser.add_argument("input", type=Path, help="an image file, or a folder (with those below it)")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--model", type=str, required=True, help="checkpoint, .pth or .safetensors")
+    parser.add_argument(
+        "--attention_mask",
+        type=AttentionMask,
+        default="average",
+        help='"average" of several masks, one "random" mask as published, or "off"',
+    )
+    parser.add_argument("--average", type=PositiveInt, default=4, help="number of masks to average over")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of the masks")
+    parser.add_argument("--threads", type=PositiveInt | None, default=None, help="of torch; none: its own choice")
+    return parser
+
+
+def _demo_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Train two small networks on built-in images and compare them on unseen noises.")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder of the report, images and checkpoints")
+    parser.add_argument("--seconds", type=PositiveFloat, default=80.0, help="training time of each network")
+    parser.add_argument(
+        "--steps", type=PositiveInt | None, default=None, help="exact number of steps instead, for the same figures again"
+    )
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of weights, patches, noises and masks")
+    parser.add_argument("--threads", type=PositiveInt | None, default=None, help="of torch; none: its own choice")
+    return parser
+
+
+def _train(config: TrainConfig) -> int:
+    trainer = Trainer(config)
+    for message in trainer.messages:
+        print(message, file=sys.stderr)
+    ending = trainer.run()
+    print(f"{ending} at step {trainer.step}, saved", file=sys.stderr)
+    print(trainer.folder / WEIGHTS_FILE)
+    return 0 if ending == "finished" else INTERRUPTED
+
+
+def _denoise(options: Namespace) -> int:
+    _set_threads(options.threads)
+    outcome = denoise_files(
+        load_weights(options.model),
+        options.input,
+        options.output,
+        attention_mask=options.attention_mask,
+        average=options.average,
+        seed=options.seed,
+    )
+    for note in outcome.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for failure in outcome.failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    print(f"{len(outcome.written)} images written to {options.output}, {len(outcome.failures)} files failed")
+    return 1 if outcome.failures else 0
+
+
+def _doctor(options: Namespace) -> int:
+    print(report())
+    return 0
+
+
+def _demo(options: Namespace) -> int:
+    _set_threads(options.threads)
+    print(run_demo(options.output, seconds=options.seconds, steps=options.steps, seed=options.seed))
+    return 0
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _fail(error: Exception, code: int = 1) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Typed training configuration: a YAML file, every field also a flag, unknown keys refused."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from masked_swin import PRESETS, ModelConfig
+
+DEFAULT_PRESET = "published"
+
+# What may change between an interrupted run and its continuation: nothing here touches the sequence of weights.
+RESUMABLE_CHANGES = frozenset(
+    {
+        "output",
+        "iterations",
+        "validation_data",
+        "validation_size",
+        "checkpoint_interval",
+        "validation_interval",
+        "threads",
+        "device",
+        "backend",
+        "resume",
+    }
+)
+
+
+@dataclass
+class TrainConfig:
+    """Training run; the defaults are those of the published masked network.
+
+    Args:
+        output: folder of the run: training state, exported weights, log and configuration.
+        preset: name of the network that the `network` fields start from.
+        network: fields of the network that differ from the preset.
+        initial_weights: checkpoint to start from (fine-tuning); its architecture must be the configured one.
+        data: folders or files of training images; none: the images shipped inside scikit-image.
+        validation_data: folders or files of validation images; none: the built-in held-out images with built-in data,
+            else no validation.
+        validation_size: validation images are cropped to at most this size around the centre.
+        patch_size: side of the training patches in pixels.
+        batch_size: patches per step.
+        iterations: number of steps.
+        learning_rate: of Adam, at the start.
+        schedule: "milestones" halves the rate at each milestone, "cosine" lowers it to zero at the last step.
+        milestones: steps at which the rate is halved.
+        ema_decay: decay of the exponential moving average of the weights, which is what gets exported.
+        sigma: Gaussian noise of the training patches in 8-bit units.
+        seed: of weights, patches, noise, masks and drop path.
+        checkpoint_interval: steps between two checkpoints.
+        validation_interval: steps between two validations.
+        threads: of torch on the CPU; none: its own choice.
+        device: "cpu", "cuda", "cuda:1"...; "auto" takes CUDA where there is one.
+        backend: kernel backend by name; none: the first that can run.
+        resume: continue a run found in the output folder; false refuses a folder that holds one.
+    """
+
+    output: str = "runs/masked_swin"
+    preset: str = DEFAULT_PRESET
+    network: ModelConfig = field(default_factory=lambda: PRESETS[DEFAULT_PRESET])
+    initial_weights: str | None = None
+    data: list[str] = field(default_factory=list)
+    validation_data: list[str] = field(default_factory=list)
+    validation_size: int = 256
+    patch_size: int = 64
+    batch_size: int = 64
+    iterations: int = 500_000
+    learning_rate: float = 1e-4
+    schedule: Literal["milestones", "cosine"] = "milestones"
+    milestones: tuple[int, ...] = (150_000, 200_000, 300_000, 350_000, 400_000)
+    ema_decay: float = 0.999
+    sigma: float = 15.0
+    seed: int = 0
+    checkpoint_interval: int = 5_000
+    validation_interval: int = 5_000
+    threads: int | None = None
+    device: str = "auto"
+    backend: str | None = None
+    resume: bool = True
+
+    def __post_init__(self) -> None:
+        lowest = {
+            "validation_size": 16,
+            "patch_size": 1,
+            "batch_size": 1,
+            "iterations": 1,
+            "checkpoint_interval": 1,
+            "validation_interval": 1,
+            "seed": 0,
+            "sigma": 0,
+            "learning_rate": 0,
+        }
+        for name, bound in lowest.items():
+            value = getattr(self, name)
+            if not value >= bound:
+                raise ValueError(f"{name}: expected at least {bound}, got {value}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads: expected at least 1 or null, got {self.threads}")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(step < 1 for step in self.milestones):
+            raise ValueError(f"milestones: expected increasing positive steps, got {self.milestones}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings, fit for YAML and for a checkpoint read with `weights_only`."""
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+
+def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Fields, "network.x" included, whose change would make the continuation of a run another run."""
+    changes = []
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changes += [f"{name}.{key}" for key in changed_fields(old, new)]
+        elif old != new and not _may_change(name, before, after):
+            changes.append(name)
+    return changes
+
+
+def _may_change(name: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
+    if name == "iterations" and "cosine" in (before.get("schedule"), after.get("schedule")):
+        return False
+    # The preset only fills in `network`, and the initial weights only matter at step 0.
+    return name in RESUMABLE_CHANGES or name in ("preset", "initial_weights")
+
+
+def train_parser() -> ArgumentParser:
+    """Parser of `train`: `--config FILE` and one flag per field of TrainConfig."""
+    parser = ArgumentParser(description=(TrainConfig.__doc__ or "").split("\n")[0], usage="masked-swin train [options]")
+    parser.add_argument("--config", action="config", help="YAML file of any of the fields below; later flags win.")
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def apply_preset(parser: ArgumentParser, preset: str) -> None:
+    """Make `preset` the starting point of the `network` fields; parse again afterwards.
+
+    Raises:
+        ValueError: unknown preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}: expected one of {', '.join(PRESETS)}")
+    parser.set_defaults({f"network.{name}": value for name, value in dataclasses.asdict(PRESETS[preset]).items()})
+
+
+def train_config(parser: ArgumentParser, parsed: Namespace) -> TrainConfig:
+    """The dataclass of parsed arguments.
+
+    Raises:
+        ValueError: a field outside its range.
+    """
+    fields = parser.instantiate(parsed).as_dict()
+    fields.pop("config")
+    return TrainConfig(**fields)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,203 @@
+"""`masked-swin demo`: two small networks trained on Gaussian noise only, compared on noises neither has seen."""
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from tqdm import tqdm
+
+from masked_swin import MaskedSwinIR, MaskKey, ModelConfig, denoise
+from masked_swin.train import data
+from masked_swin.train.config import TrainConfig
+from masked_swin.train.degradations import add_noise
+from masked_swin.train.loop import STATE_FILE, WEIGHTS_FILE, Trainer
+from masked_swin.train.metrics import psnr, ssim, to_uint8
+from masked_swin.train.report import Comparison, Completion, Figure, Report, Training, write_report
+
+UNMASKED = ModelConfig(
+    embed_dim=32, depths=(2, 2), num_heads=(4, 4), drop_path_rate=0.0, input_mask=None, attention_mask=None
+)
+MASKED = dataclasses.replace(UNMASKED, input_mask=(0.3, 0.5), attention_mask=0.5)
+
+# The first is the training noise.
+NOISES = (("gaussian", 1), ("speckle", 2), ("salt_pepper", 2), ("poisson", 2), ("correlated", 2), ("mixture", 2))
+CROP_SIZE = 192
+REQUIRED_GAIN = 2.0  # dB of the unmasked network over its noisy input, in domain
+
+
+def run_demo(output: Path, *, seconds: float = 80.0, steps: int | None = None, seed: int = 0) -> Path:
+    """Train the unmasked twin, then the masked network from its weights; compare them; write the report.
+
+    Each network trains for at most `seconds`: the number of steps, one for both, is set by timing a few first, so it varies
+    with the machine; everything else is a function of it, the seed and the number of threads. `steps` fixes it instead.
+
+    Returns:
+        The path of report.html; checkpoints lie in the folders `unmasked` and `masked` beside it.
+
+    Raises:
+        ValueError: the unmasked network gains less than 2 dB on its noisy input in domain (the report is written).
+    """
+    started = time.monotonic()
+    time_limit = seconds if steps is None else None
+    configs = {
+        "unmasked": _config(output / "unmasked", UNMASKED, seed, None),
+        "masked": _config(output / "masked", MASKED, seed, str(output / "unmasked" / WEIGHTS_FILE)),
+    }
+    if steps is None:
+        steps = min(_affordable_steps(config, seconds) for config in configs.values())
+    networks, trainings = {}, []
+    for name, config in configs.items():
+        networks[name], training = _train(name, config, steps, time_limit)
+        trainings.append(training)
+
+    images = output / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    held_out = data.builtin_images(data.BUILTIN_HELD_OUT)
+    crops = {name: data.centre_crop(image, CROP_SIZE) for name, image in zip(held_out.names, held_out.images, strict=True)}
+    comparisons = _compare(networks, crops, images, seed)
+    report = Report(
+        comparisons=comparisons,
+        completions=_complete(networks["masked"], crops, images, seed),
+        trainings=trainings,
+        held_out=list(crops),
+        seed=seed,
+        threads=torch.get_num_threads(),
+        seconds=time.monotonic() - started,
+        unmasked=UNMASKED,
+        masked=MASKED,
+    )
+    path = write_report(report, output)
+    gain = comparisons[0].psnr["unmasked"] - comparisons[0].psnr["noisy"]
+    if gain < REQUIRED_GAIN:
+        raise ValueError(
+            f"the unmasked network gains {gain:.2f} dB on its noisy input in domain, expected at least {REQUIRED_GAIN:.1f} dB "
+            f"after {trainings[0].steps} steps; train longer with --seconds or --steps (report: {path})"
+        )
+    return path
+
+
+def _config(folder: Path, network: ModelConfig, seed: int, initial_weights: str | None) -> TrainConfig:
+    return TrainConfig(
+        output=str(folder),
+        network=network,
+        initial_weights=initial_weights,
+        patch_size=32,
+        batch_size=8,
+        learning_rate=3e-3,
+        schedule="cosine",
+        ema_decay=0.98,
+        seed=seed,
+        device="cpu",
+        validation_size=CROP_SIZE,
+    )
+
+
+def _train(name: str, config: TrainConfig, steps: int, time_limit: float | None) -> tuple[MaskedSwinIR, Training]:
+    (Path(config.output) / STATE_FILE).unlink(missing_ok=True)  # the demo starts anew each time
+    trainer = Trainer(
+        dataclasses.replace(config, iterations=steps, checkpoint_interval=steps, validation_interval=steps)
+    )
+    tqdm.write(f"{name}: {steps} steps" + ("" if time_limit is None else f", at most {time_limit:.0f} s"))
+    started = time.monotonic()
+    if trainer.run(time_limit=time_limit, description=f"train {name}") == "interrupted":
+        raise KeyboardInterrupt
+    training = Training(
+        name=name,
+        steps=trainer.step,
+        planned=steps,
+        seconds=time.monotonic() - started,
+        batch_size=config.batch_size,
+        patch_size=config.patch_size,
+        warm_started=config.initial_weights is not None,
+        parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+    )
+    return trainer.average, training
+
+
+def _affordable_steps(config: TrainConfig, seconds: float, trials: int = 10) -> int:
+    """How many steps take a little less than `seconds`, by the median of a few on a trainer that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(dataclasses.replace(config, output=folder, initial_weights=None))
+    times = []
+    for _ in range(trials):
+        started = time.perf_counter()
+        trainer.train_step()
+        times.append(time.perf_counter() - started)
+    return max(1, int(0.9 * seconds / float(np.median(times))))
+
+
+def _compare(
+    networks: dict[str, MaskedSwinIR], crops: dict[str, np.ndarray], folder: Path, seed: int
+) -> list[Comparison]:
+    """Denoise every crop under every noise with every network; write the images; mean PSNR and SSIM per noise."""
+    comparisons = []
+    bar = tqdm(total=len(NOISES) * len(crops), desc="denoise", unit="image", dynamic_ncols=True)
+    for name, image in crops.items():
+        _write(image, folder / f"{name}_clean.png")
+    for noise, level in NOISES:
+        figures, scores = [], []
+        for index, (name, image) in enumerate(crops.items()):
+            generator = data.generator(seed, index, data.VALIDATION_STREAM)
+            noisy = to_uint8(add_noise(image.astype(np.float32) / 255, noise, level, generator))
+            results = {"noisy": noisy}
+            for kind, network in networks.items():
+                restored = denoise(network, data.to_tensor(noisy), average=4, seed=seed)
+                results[kind] = to_uint8(data.to_array(restored))
+            paths = {"clean": f"{folder.name}/{name}_clean.png"}
+            for kind, result in results.items():
+                path = folder / f"{name}_{noise}_{kind}.png"
+                _write(result, path)
+                paths[kind] = f"{folder.name}/{path.name}"
+            values = {kind: (psnr(result, image), ssim(result, image)) for kind, result in results.items()}
+            scores.append(values)
+            figures.append(Figure(image=name, paths=paths, psnr={kind: value[0] for kind, value in values.items()}))
+            bar.update()
+        comparisons.append(
+            Comparison(
+                noise=noise,
+                level=level,
+                in_domain=(noise, level) == NOISES[0],
+                psnr={kind: float(np.mean([score[kind][0] for score in scores])) for kind in scores[0]},
+                ssim={kind: float(np.mean([score[kind][1] for score in scores])) for kind in scores[0]},
+                figures=figures,
+            )
+        )
+    bar.close()
+    return comparisons
+
+
+def _complete(
+    network: MaskedSwinIR, crops: dict[str, np.ndarray], folder: Path, seed: int
+) -> list[Completion]:
+    """Mask-and-complete: what training shows to the masked network, and what it makes of it."""
+    completions = []
+    for index, (name, image) in enumerate(crops.items()):
+        generator = data.generator(seed, index, data.VALIDATION_STREAM)
+        noisy = data.to_tensor(add_noise(image.astype(np.float32) / 255, *NOISES[0], generator))[None]
+        key = MaskKey.make(seed, draw=index)
+        masked = network.mask_input(noisy, key)
+        with torch.no_grad():
+            completed = network(masked, key=key)
+        shown = to_uint8(data.to_array(masked[0]))  # the mask value, below 0, shows as black
+        paths = {"input": f"{name}_completion_input.png", "output": f"{name}_completion_output.png"}
+        _write(shown, folder / paths["input"])
+        _write(data.to_array(completed[0]), folder / paths["output"])
+        hidden = (masked == network.config.input_mask_value).all(dim=1).float().mean().item()
+        completions.append(
+            Completion(
+                image=name,
+                hidden=hidden,
+                psnr=psnr(data.to_array(completed[0]), image),
+                paths={"clean": f"{folder.name}/{name}_clean.png"}
+                | {kind: f"{folder.name}/{path}" for kind, path in paths.items()},
+            )
+        )
+    return completions
+
+
+def _write(image: np.ndarray, path: Path) -> None:
+    PIL.Image.fromarray(to_uint8(image)).save(path)

@@ -1,0 +1,69 @@
+"""PSNR and SSIM as the public test code of SwinIR-type networks computes them: on 8-bit rounded images in 0..255.
+
+Images are arrays (H, W) or (H, W, C), either uint8 or floats in [0, 1] (clipped and rounded to 8 bits first). `border`
+pixels are cropped on every side (the public protocol: the scale, 1 for denoising). `luma=True` compares the unrounded Y
+channel of BT.601, the numbers of MATLAB's rgb2ycbcr.
+"""
+
+import numpy as np
+
+_LUMA = np.array([65.481, 128.553, 24.966]) / 255
+_C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+_WINDOW = 11
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """uint8 as it is; floats clipped to [0, 1], scaled and rounded (halves to even)."""
+    if image.dtype == np.uint8:
+        return image
+    if not np.issubdtype(image.dtype, np.floating):
+        raise ValueError(f"image: expected uint8 or floats in [0, 1], got {image.dtype}")
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def psnr(image: np.ndarray, target: np.ndarray, *, border: int = 1, luma: bool = False) -> float:
+    """Peak signal-to-noise ratio in dB over all values; infinite for equal images."""
+    a, b = _prepare(image, target, border, luma)
+    error = float(np.mean((a - b) ** 2))
+    return float("inf") if error == 0 else float(20 * np.log10(255 / np.sqrt(error)))
+
+
+def ssim(image: np.ndarray, target: np.ndarray, *, border: int = 1, luma: bool = False) -> float:
+    """Structural similarity, 11x11 Gaussian window of sigma 1.5, valid region only, mean over the channels."""
+    a, b = _prepare(image, target, border, luma)
+    if min(a.shape[:2]) < _WINDOW:
+        raise ValueError(
+            f"SSIM needs at least {_WINDOW} x {_WINDOW} pixels inside the border, got {a.shape[0]} x {a.shape[1]}"
+        )
+    mean_a, mean_b = _blur(a), _blur(b)
+    variance_a = _blur(a * a) - mean_a**2
+    variance_b = _blur(b * b) - mean_b**2
+    covariance = _blur(a * b) - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1)
+    structure = (2 * covariance + _C2) / (variance_a + variance_b + _C2)
+    return float(np.mean(luminance * structure))
+
+
+def _prepare(image: np.ndarray, target: np.ndarray, border: int, luma: bool) -> tuple[np.ndarray, np.ndarray]:
+    if image.shape != target.shape or image.ndim not in (2, 3):
+        raise ValueError(f"expected two images of one shape (H, W) or (H, W, C), got {image.shape} and {target.shape}")
+    height, width = image.shape[:2]
+    if border < 0 or min(height, width) <= 2 * border:
+        raise ValueError(f"border {border} leaves nothing of a {height} x {width} image")
+    pair = []
+    for array in (image, target):
+        array = to_uint8(array)[border : height - border, border : width - border].astype(np.float64)
+        if luma and array.ndim == 3 and array.shape[2] == 3:
+            array = array @ _LUMA + 16
+        pair.append(array)
+    return pair[0], pair[1]
+
+
+def _blur(image: np.ndarray) -> np.ndarray:
+    """Separable Gaussian window over the first two axes, valid region."""
+    offsets = np.arange(_WINDOW) - _WINDOW // 2
+    weights = np.exp(-(offsets**2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    height, width = image.shape[0] - _WINDOW + 1, image.shape[1] - _WINDOW + 1
+    rows = sum(weight * image[k : k + height] for k, weight in enumerate(weights))
+    return np.asarray(sum(weight * rows[:, k : k + width] for k, weight in enumerate(weights)))
