@@ -24,8 +24,9 @@ INSTRUCTION_SETS = {"portable": []} | (
     if X86
     else {}
 )
-FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wno-psabi"]
-FLAGS += ["-Wno-unused-function", "-Wno-unknown-pragmas", *os.environ.get("MASKED_SWIN_CXXFLAGS", "").split()]
+FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
+FLAGS += ["-Wall", "-Wno-psabi", "-Wno-unused-function", "-Wno-unknown-pragmas"]
+FLAGS += os.environ.get("MASKED_SWIN_CXXFLAGS", "").split()
 LDFLAGS = os.environ.get("MASKED_SWIN_LDFLAGS", "").split()
 TORCH_2_10 = "0x020a000000000000"
 
@@ -35,7 +36,10 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         wanted = os.environ.get("MASKED_SWIN_NATIVE", "")
+        for ext in self.extensions:  # from an earlier build: must not be taken for this one's
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
         if wanted == "0":
+            self.extensions = []
             return
         try:
             super().run()
@@ -50,26 +54,25 @@ class BuildNative(build_ext):
 
         home = Path(torch.__file__).parent
         common = {"include_dirs": ["csrc", str(home / "include")], "depends": ext.depends}
-        macros = [("TORCH_TARGET_VERSION", TORCH_2_10), ("TORCH_STABLE_ONLY", None)] + ([("MASKED_SWIN_X86", None)] if X86 else [])
-        jobs = [("csrc/ops.cpp", "base", macros, [])]
+        macros = [("TORCH_TARGET_VERSION", TORCH_2_10), ("TORCH_STABLE_ONLY", None)]
+        jobs = [("csrc/ops.cpp", "base", macros + [("MASKED_SWIN_X86", None)] * X86, [])]
         for isa, flags in INSTRUCTION_SETS.items():
             for source in sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")):
                 jobs.append((source, isa, [("MASKED_SWIN_ISA", isa)], flags))
 
         def compile_one(job: tuple[str, str, list[tuple[str, str | None]], list[str]]) -> list[str]:
             source, folder, defines, flags = job
-            return self.compiler.compile(
-                [source], output_dir=str(Path(self.build_temp, folder)), macros=defines, extra_postargs=FLAGS + flags, **common
-            )
+            folder = str(Path(self.build_temp, folder))
+            flags = FLAGS + flags
+            return self.compiler.compile([source], output_dir=folder, macros=defines, extra_postargs=flags, **common)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = [name for names in pool.map(compile_one, jobs) for name in names]
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         # No run path: torch is imported first, and its library found by name among those already loaded.
-        self.compiler.link_shared_object(
-            objects, target, libraries=["torch_cpu"], library_dirs=[str(home / "lib")], extra_postargs=LDFLAGS, target_lang="c++"
-        )
+        torch_cpu = {"libraries": ["torch_cpu"], "library_dirs": [str(home / "lib")]}
+        self.compiler.link_shared_object(objects, target, extra_postargs=LDFLAGS, target_lang="c++", **torch_cpu)
 
 
 class AbiWheel(bdist_wheel):

@@ -26,7 +26,9 @@ def choose(operation: str, inputs: NamedTuple, name: str | None) -> Backend:
     backends = REGISTRY[operation]
     candidates = [backend for backend in backends if name in (None, backend.name)]
     if not candidates:
-        raise ValueError(f"{operation} has no backend {name!r}; it has {', '.join(backend.name for backend in backends)}")
+        raise ValueError(
+            f"{operation} has no backend {name!r}; it has {', '.join(backend.name for backend in backends)}"
+        )
     reasons = []
     for backend in candidates:
         reason = backend.unavailable() or backend.why_not(inputs)

@@ -12,9 +12,9 @@ from torch import Tensor
 class Windows(NamedTuple):
     """How one padded image is cut into windows.
 
-    A window `w` of the shifted image holds, at its position `n`, the image token `token_order(windows)[w, n]`; no rolled
-    copy of the image is ever needed. `shift` moves the windows down and right by that many pixels, wrapping around
-    (Swin's cyclic shift: `torch.roll(x, (-shift_h, -shift_w))` followed by a partition).
+    A window `w` of the shifted image holds, at its position `n`, the image token `token_order(windows)[w, n]`; no
+    rolled copy of the image is ever needed. `shift` moves the windows down and right by that many pixels, wrapping
+    around (Swin's cyclic shift: `torch.roll(x, (-shift_h, -shift_w))` followed by a partition).
     """
 
     height: int
@@ -46,11 +46,13 @@ class Windows(NamedTuple):
                 raise ValueError(f"window {self.window}: sides must be at least 1")
             if extent < window:
                 raise ValueError(
-                    f"window {self.window} is larger than the image: {name} is {extent}; pad the image or use a smaller window"
+                    f"window {self.window} is larger than the image: {name} is {extent}; "
+                    "pad the image or use a smaller window"
                 )
             if extent % window:
                 raise ValueError(
-                    f"image {name} {extent} is not a multiple of the window side {window}; pad it to {-(-extent // window) * window}"
+                    f"image {name} {extent} is not a multiple of the window side {window}; "
+                    f"pad it to {-(-extent // window) * window}"
                 )
             if not 0 <= shift < window:
                 raise ValueError(f"shift {self.shift} must be at least 0 and smaller than the window {self.window}")

@@ -1,4 +1,4 @@
-"""Loads the C++ library, if there is one that this machine can run. Importing this package never fails for want of it."""
+"""Loads the C++ library, if there is one that this machine can run; importing the package never fails without it."""
 
 import ctypes
 from pathlib import Path
@@ -26,10 +26,13 @@ def _load() -> NativeLibrary:
         torch.ops.load_library(found[0])
         instruction_set = ctypes.CDLL(str(found[0])).masked_swin_cpu_isa
     except (OSError, RuntimeError, AttributeError) as error:
-        return NativeLibrary(f"{found[0].name} cannot be loaded here ({str(error).splitlines()[0]}); reinstall the package")
+        return NativeLibrary(
+            f"{found[0].name} cannot be loaded here ({str(error).splitlines()[0]}); reinstall the package"
+        )
     instruction_set.restype = ctypes.c_char_p
     return NativeLibrary(None, instruction_set().decode())
 
 
-# Loaded with the package; MASKED_SWIN_CPU_ISA=portable|avx2|avx512 in the environment asks for a lesser instruction set.
+# Loaded with the package; MASKED_SWIN_CPU_ISA=portable|avx2|avx512 in the environment asks for a lesser instruction
+# set.
 CPU_LIBRARY = _load()

@@ -1,6 +1,7 @@
 """The registered operators: schema, shape function, gradient and autocast, once for every native backend.
 
-Flat tensors only, so that torch.compile, torch.export and opcheck see through them. Contracts are in window_attention.py.
+Flat tensors only, so that torch.compile, torch.export and opcheck see through them. Contracts are in
+window_attention.py.
 """
 
 import torch
@@ -20,11 +21,12 @@ _SCHEMAS = {
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 }
 _NO_DOUBLE_BACKWARD = (
-    "masked_swin: window_attention of backend '{}' has no second derivative; pass backend='reference' to differentiate twice"
+    "masked_swin: window_attention of backend '{}' has no second derivative; "
+    "pass backend='reference' to differentiate twice"
 )
 
 
-def _attention_fake(q, k, v, bias, masked, offsets, position, regions, window_mask, scale):  # type: ignore[no-untyped-def]
+def _attention_fake(q, k, v, bias, masked, offsets, position, regions, window_mask, scale):  # type: ignore
     heads, queries, _ = bias.shape
     windows = q.shape[0] if offsets is None else offsets.shape[0] - 1
     shape = q.shape if masked is None and q.dim() == 3 else (windows, queries, heads, q.shape[-1])
@@ -69,7 +71,8 @@ def _register(backend: str) -> None:
 def _register_token_mask() -> None:
     name = "masked_swin::token_mask_cpu"
     schema = (
-        "(Tensor seed, Tensor draw, Tensor sample, SymInt tokens, int heads, int low, int high, bool ratio_per_sample) -> Tensor"
+        "(Tensor seed, Tensor draw, Tensor sample, SymInt tokens, int heads, int low, int high, "
+        "bool ratio_per_sample) -> Tensor"
     )
     torch.library.define(name, schema, tags=(torch.Tag.pt2_compliant_tag,))
 

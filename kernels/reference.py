@@ -1,7 +1,8 @@
-"""The specification: both operations in plain PyTorch, any floating dtype, on any device. Read it beside kernels/README.md.
+"""The specification: both operations in plain PyTorch, any floating dtype, on any device. Read it beside
+kernels/README.md.
 
-Masked tokens take part as the method defines it (arXiv 2303.13132): they are expanded to full windows here, and an ordinary
-softmax follows. The fast backends compute the same numbers from visible tokens only.
+Masked tokens take part as the method defines it (arXiv 2303.13132): they are expanded to full windows here, and an
+ordinary softmax follows. The fast backends compute the same numbers from visible tokens only.
 
 Shape legend: W windows of the batch, T queries, S keys, H heads, D head dim; R compact rows.
 """
@@ -51,7 +52,7 @@ def window_attention(
     masked: tuple[Tensor, Tensor, Tensor] | None = None,
     window_mask: Tensor | None = None,
 ) -> Tensor:
-    """See `masked_swin.kernels.window_attention`, whose contract this function defines; `bias` is dense (H, T, S) here."""
+    """See `masked_swin.kernels.window_attention`, whose numbers this defines; `bias` is dense (H, T, S) here."""
     masked_take_part = masked is not None or k.dim() == 4
     only_visible_queries = not masked_take_part and q.dim() < 4
     if visible is not None:

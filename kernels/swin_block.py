@@ -1,6 +1,7 @@
-"""The public block operation: LayerNorm, window attention, projection, residual, LayerNorm, MLP, residual on (B, H, W, C).
+"""The public block operation on (B, H, W, C): x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x)).
 
-Composed of PyTorch layers and `window_attention`; only visible tokens go through the first LayerNorm and the qkv product.
+Composed of PyTorch layers and `window_attention`; only visible tokens go through the first LayerNorm and the qkv
+product.
 """
 
 from typing import NamedTuple
@@ -92,7 +93,9 @@ def swin_block(
     if mode == "token" and weights.mask_token is None:
         raise ValueError("mode 'token' needs weights.mask_token, of shape (channels,)")
     if visible is not None and (visible.windows != windows or visible.batch != x.shape[0]):
-        raise ValueError(f"visible was built for {visible.batch} x {visible.windows}, but x needs {x.shape[0]} x {windows}")
+        raise ValueError(
+            f"visible was built for {visible.batch} x {visible.windows}, but x needs {x.shape[0]} x {windows}"
+        )
     if drop_path_scale is not None and drop_path_scale.shape != (2, x.shape[0]):
         raise ValueError(f"drop_path_scale must be {(2, x.shape[0])}, got {tuple(drop_path_scale.shape)}")
     inputs = BlockInputs(x, weights, windows, visible, mode, drop_path_scale, backend)
@@ -120,7 +123,9 @@ def _composed(inputs: BlockInputs) -> Tensor:
     token = w.mask_token if mode == "token" else None
     masked = (w.qkv_bias if token is None else F.linear(token, w.qkv_weight, w.qkv_bias)).view(3, heads, head_dim)
     if visible is None or visible.heads is not None:
-        q, k, v = windowed(F.linear(normed(tokens[places]), w.qkv_weight, w.qkv_bias).view(-1, 3, heads, head_dim)).unbind(2)
+        q, k, v = windowed(
+            F.linear(normed(tokens[places]), w.qkv_weight, w.qkv_bias).view(-1, 3, heads, head_dim)
+        ).unbind(2)
         mask = None if windows.shift == (0, 0) else shift_mask(windows, x.device).to(x.dtype)
         if visible is not None:
             if mode == "drop":
@@ -139,7 +144,7 @@ def _composed(inputs: BlockInputs) -> Tensor:
         qkv = F.linear(normed(tokens[visible.index]), w.qkv_weight, w.qkv_bias).view(-1, 3, heads, head_dim)
         q, k, v = qkv.unbind(1)
         out = window_attention(
-            q, k, v, bias, scale=scale, visible=visible, masked=tuple(masked.unbind()), backend=backend  # type: ignore[arg-type]
+            *(q, k, v, bias), scale=scale, visible=visible, masked=(masked[0], masked[1], masked[2]), backend=backend
         )
     branch = F.linear(out.reshape(-1, channels), w.proj_weight, w.proj_bias)
     back = (first_token + order.argsort()).flatten()  # token of the batch -> window place

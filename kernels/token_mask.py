@@ -1,8 +1,8 @@
 """Random masks as a pure function of (seed, draw, sample, token): the same bits on every backend, nothing stored.
 
 Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Key = the 64-bit seed; counter =
-(token index in the padded image, global sample id, draw number, head or 0), each modulo 2^32; the first of the four output
-words decides: a token is masked where word < floor(percent * 2^32 / 100).
+(token index in the padded image, global sample id, draw number, head or 0), each modulo 2^32; the first of the four
+output words decides: a token is masked where word < floor(percent * 2^32 / 100).
 """
 
 import torch
@@ -61,9 +61,10 @@ def token_mask(
     """Draw a mask over the tokens of padded images.
 
     Args:
-        seed, draw: int64 tensors of no dimension, on the device of the result. Tensors, not numbers: a compiled graph or a
-            captured CUDA graph then draws a new mask at each call.
-        sample: (B,) int64, the global id of each image: a mask does not depend on how images are batched or distributed.
+        seed, draw: int64 tensors of no dimension, on the device of the result. Tensors, not numbers: a compiled graph
+            or a captured CUDA graph then draws a new mask at each call.
+        sample: (B,) int64, the global id of each image: a mask does not depend on how images are batched or
+            distributed.
         tokens: L, the number of tokens of one padded image.
         ratio: share of masked tokens in [0, 1], a whole percent; a pair (low, high) is a range of whole percents from
             which one is drawn per call, or per image with `ratio_per_sample`, and per head if there are heads.
@@ -90,7 +91,9 @@ def token_mask(
         ops = torch.ops.masked_swin
         mask = ops.token_mask_cpu(seed, draw, sample, tokens, heads or 1, *percents, ratio_per_sample)
     else:
-        mask = _token_mask_torch(seed, draw, sample, tokens, heads or 1, percents, ratio_per_sample, windows if exact else None)
+        mask = _token_mask_torch(
+            seed, draw, sample, tokens, heads or 1, percents, ratio_per_sample, windows if exact else None
+        )
     return mask if heads is not None else mask.squeeze(1)
 
 

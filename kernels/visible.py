@@ -12,10 +12,10 @@ from .geometry import Windows, shift_regions, token_order
 class VisibleTokens:
     """A compact list of visible tokens, sorted by window: the plan of one mask.
 
-    S segments are the windows of all images (image by image), or with per-head masks the heads of each window, head fastest.
-    R rows are the capacity of the compact list; only the first `offsets[-1]` are used, the others repeat token 0 and whatever
-    they hold is ignored. On the CPU, R is exact; on devices, and under torch.compile, R is every token, so that no shape
-    depends on data and nothing waits for the device.
+    S segments are the windows of all images (image by image), or with per-head masks the heads of each window, head
+    fastest. R rows are the capacity of the compact list; only the first `offsets[-1]` are used, the others repeat token
+    0 and whatever they hold is ignored. On the CPU, R is exact; on devices, and under torch.compile, R is every token,
+    so that no shape depends on data and nothing waits for the device.
 
     Attributes:
         windows: the geometry.

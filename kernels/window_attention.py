@@ -41,8 +41,8 @@ def window_attention(
 ) -> Tensor:
     """softmax(scale q k^T + bias) v in every window, for all tokens or for the visible ones only.
 
-    Tensors are windowed, (W, tokens, heads, head_dim) for all W windows of the batch, or compact, (R, heads, head_dim) with the
-    rows of `visible`. Which are compact says what is computed:
+    Tensors are windowed, (W, tokens, heads, head_dim) for all W windows of the batch, or compact, (R, heads, head_dim)
+    with the rows of `visible`. Which are compact says what is computed:
 
     | q | k, v | masked | use |
     |---|---|---|---|
@@ -57,10 +57,11 @@ def window_attention(
         q, k, v: one floating dtype, one device.
         bias: (heads, T, S), or with `visible` a relative position table ((2h-1)*(2w-1), heads). Has a gradient.
         scale: factor of q k^T, usually head_dim ** -0.5.
-        visible: the plan of the mask; brings the shift regions, too. Between regions the score gets -100 if masked tokens take
-            part (SwinIR's numbers), else the pair is left out.
+        visible: the plan of the mask; brings the shift regions, too. Between regions the score gets -100 if masked
+            tokens take part (SwinIR's numbers), else the pair is left out.
         masked: q, k, v of every masked token, each (heads, head_dim): the qkv bias for the published mask.
-        window_mask: (M, T, S) added to the score of window w as window_mask[w % M], for nets that bring one; no gradient.
+        window_mask: (M, T, S) added to the score of window w as window_mask[w % M], for nets that bring one; no
+            gradient.
         backend: a name ("cpu", "reference"), or None for the first that can run.
 
     Returns:
@@ -71,7 +72,9 @@ def window_attention(
     """
     if bias.dim() == 2:
         if visible is None:
-            raise ValueError("a bias table needs `visible` for its window; expand it with relative_position_bias(table, window)")
+            raise ValueError(
+                "a bias table needs `visible` for its window; expand it with relative_position_bias(table, window)"
+            )
         bias = relative_position_bias(bias, visible.windows.window)
     inputs = AttentionInputs(q, k, v, bias, scale, visible, masked, window_mask)
     _check(inputs)
@@ -90,7 +93,9 @@ def _check(inputs: AttentionInputs) -> None:
         named["window_mask"] = window_mask
     for name, tensor in named.items():
         if not tensor.is_floating_point() or tensor.device != q.device:
-            raise ValueError(f"{name} must be floating and on {q.device} as q is, got {tensor.dtype} on {tensor.device}")
+            raise ValueError(
+                f"{name} must be floating and on {q.device} as q is, got {tensor.dtype} on {tensor.device}"
+            )
         if tensor.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
             raise ValueError(f"{name} is {tensor.dtype} but q is {q.dtype}; convert one, or use torch.autocast")
     if bias.dim() != 3:
@@ -102,10 +107,7 @@ def _check(inputs: AttentionInputs) -> None:
         raise ValueError(f"bias has {queries} queries and {keys} keys, but a window has {visible.windows.size} tokens")
     if visible is not None and visible.heads not in (None, heads):
         raise ValueError(f"visible has masks for {visible.heads} heads, but bias has {heads} heads")
-    if visible is None:
-        windows = q.shape[0]
-    else:
-        windows = visible.batch * visible.windows.count
+    windows = q.shape[0] if visible is None else visible.batch * visible.windows.count
     for name, tensor, tokens in (("q", q, queries), ("k", k, keys), ("v", v, keys)):
         expected: tuple[int, ...] = (windows, tokens, heads, head_dim)
         if tensor.dim() != 4 and visible is not None:
@@ -120,12 +122,18 @@ def _check(inputs: AttentionInputs) -> None:
         if tuple(tensor.shape) != (heads, head_dim):
             raise ValueError(f"masked {name} must be {(heads, head_dim)}, got {tuple(tensor.shape)}")
     if window_mask is not None:
-        if window_mask.dim() != 3 or tuple(window_mask.shape[1:]) != (queries, keys) or windows % max(len(window_mask), 1):
+        if (
+            window_mask.dim() != 3
+            or tuple(window_mask.shape[1:]) != (queries, keys)
+            or windows % max(len(window_mask), 1)
+        ):
             raise ValueError(
                 f"window_mask must be (M, {queries}, {keys}) with M dividing {windows}, got {tuple(window_mask.shape)}"
             )
         if window_mask.requires_grad:
-            raise ValueError("window_mask has no gradient; put what is learned into `bias`, or pass window_mask.detach()")
+            raise ValueError(
+                "window_mask has no gradient; put what is learned into `bias`, or pass window_mask.detach()"
+            )
 
 
 def _cpu_why_not(inputs: AttentionInputs) -> str | None:

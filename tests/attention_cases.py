@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from masked_swin.kernels import VisibleTokens, Windows, shift_mask, window_attention
+from torch import Tensor
 
 USES = ("dense", "zero", "drop", "visible")
 

@@ -1,4 +1,4 @@
-"""Imports point down: train -> masked_swin -> masked_swin.kernels, of which only the public names are used from outside."""
+"""Imports point down: train -> masked_swin -> masked_swin.kernels, and only public names cross."""
 
 import ast
 from pathlib import Path
@@ -29,7 +29,11 @@ def layer_of(module: str) -> str:
     return part if part in ("kernels", "train") else "masked_swin"
 
 
-@pytest.mark.parametrize("path", sorted(p for layer in LAYERS for p in (ROOT / layer).glob("*.py")), ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for layer in LAYERS for p in (ROOT / layer).glob("*.py")),
+    ids=lambda p: f"{p.parent.name}/{p.name}",
+)
 def test_imports_point_down(path):
     import sys
 

@@ -1,8 +1,5 @@
 import pytest
 import torch
-from public_network import PublicBlock, windowed_keep
-from torch.nn import functional as F
-
 from masked_swin.kernels import (
     SwinBlockWeights,
     VisibleTokens,
@@ -13,6 +10,8 @@ from masked_swin.kernels import (
     window_attention,
 )
 from masked_swin.kernels.geometry import token_order
+from public_network import PublicBlock, windowed_keep
+from torch.nn import functional as F
 
 CHANNELS, HEADS = 12, 3
 
@@ -76,7 +75,9 @@ def test_per_head_masks_equal_the_public_block():
     expected = block(x.flatten(1, 2), (height, width), windowed_keep(keep, (height, width), 4, 2)).view_as(x)
     # qkvH of the public code holds q, k, v of one head; ours holds q of all heads, then k, then v.
     parts = [getattr(block.attn, f"qkv{head + 1}") for head in range(6)]
-    stack = [torch.stack([getattr(p, n).unflatten(0, (3, 2)) for p in parts], 1).flatten(0, 2) for n in ("weight", "bias")]
+    stack = [
+        torch.stack([getattr(p, n).unflatten(0, (3, 2)) for p in parts], 1).flatten(0, 2) for n in ("weight", "bias")
+    ]
     block.attn.qkv = torch.nn.Linear(CHANNELS, 3 * CHANNELS, dtype=torch.float64)
     block.attn.qkv.weight, block.attn.qkv.bias = map(torch.nn.Parameter, stack)
     plan = VisibleTokens.from_keep(keep, Windows(8, 8, (4, 4), (2, 2)))
@@ -104,7 +105,9 @@ def test_token_mode_puts_a_learned_vector_in_place_of_zero():
     order = token_order(windows)
     q, k, v = qkv.view(64, 3, HEADS, 4)[order].unbind(2)
     bias = relative_position_bias(weights.position_bias_table, (4, 4))
-    attention = window_attention(q, k, v, bias, scale=0.5, window_mask=shift_mask(windows).double(), backend="reference")
+    attention = window_attention(
+        q, k, v, bias, scale=0.5, window_mask=shift_mask(windows).double(), backend="reference"
+    )
     image = torch.empty(64, CHANNELS, dtype=torch.float64)
     image[order.flatten()] = attention.reshape(-1, CHANNELS)
     branch = F.linear(image, weights.proj_weight, weights.proj_bias)
@@ -128,7 +131,9 @@ def test_drop_path_scale_weighs_each_branch_of_each_image():
     assert torch.equal(out[1], x[1])
     # attention only, then MLP only, chained, give the plain block
     first = swin_block(x, weights, drop_path_scale=torch.tensor([[1.0, 1.0], [0.0, 0.0]]), **options)
-    torch.testing.assert_close(swin_block(first, weights, drop_path_scale=torch.tensor([[0.0, 0.0], [1.0, 1.0]]), **options), plain)
+    torch.testing.assert_close(
+        swin_block(first, weights, drop_path_scale=torch.tensor([[0.0, 0.0], [1.0, 1.0]]), **options), plain
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,10 @@ def test_drop_path_scale_weighs_each_branch_of_each_image():
         ({"mode": "sum"}, "mode must be one of zero, token, drop"),
         ({"mode": "token"}, "needs weights.mask_token"),
         ({"drop_path_scale": torch.zeros(2, 3)}, "drop_path_scale must be"),
-        ({"visible": VisibleTokens.from_keep(torch.ones(1, 64).bool(), Windows(8, 8, (4, 4)))}, "visible was built for"),
+        (
+            {"visible": VisibleTokens.from_keep(torch.ones(1, 64).bool(), Windows(8, 8, (4, 4)))},
+            "visible was built for",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(changes, message):

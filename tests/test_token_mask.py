@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from masked_swin.kernels import CPU_LIBRARY, Windows, token_mask
 from masked_swin.kernels.geometry import token_order
 from masked_swin.kernels.token_mask import _token_mask_torch, percent_range, philox
@@ -28,7 +27,9 @@ def test_philox_known_answers(counter, key, expected):
 
 
 def python_mask(seed, draw, sample, tokens, ratio, heads=None, per_sample=False):
-    mask = _token_mask_torch(tensor(seed), tensor(draw), tensor(sample), tokens, heads or 1, percent_range(ratio), per_sample, None)
+    mask = _token_mask_torch(
+        tensor(seed), tensor(draw), tensor(sample), tokens, heads or 1, percent_range(ratio), per_sample, None
+    )
     return mask if heads else mask[:, 0]
 
 

@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from masked_swin.kernels import VisibleTokens, Windows
 from masked_swin.kernels.geometry import token_order
 from masked_swin.kernels.reference import compress, expand

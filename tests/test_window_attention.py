@@ -5,12 +5,12 @@ import sys
 import pytest
 import torch
 from attention_cases import USES, make_case, mean_error, relative_error
-
 from masked_swin.kernels import CPU_LIBRARY, VisibleTokens, Windows, relative_position_bias, window_attention
 
 needs_native = pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
 
-# Shapes that a kernel gets wrong one at a time: published, SwinIR-M, odd head_dim, rectangle, tiny, big window, no token, all.
+# Shapes that a kernel gets wrong one at a time: published, SwinIR-M, odd head_dim, rectangle, tiny, big window, no
+# token, all.
 SHAPES = {
     "published": {},
     "unshifted": {"shift": (0, 0)},
@@ -32,7 +32,7 @@ SHAPES = {
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_output_and_every_gradient_against_float64(use, shape):
-    """Habit: errors at most twice those of torch's own fp32 ops, averaged over seeds, against the specification in float64."""
+    """Errors against the specification in float64 are at most twice those of torch's own fp32 ops, mean of seeds."""
     errors: dict[str, list[tuple[float, float]]] = {}
     for seed in range(3):
         case = make_case(use, seed=seed, **SHAPES[shape])
@@ -60,13 +60,15 @@ def test_specification_passes_gradcheck(use):
     def call(*tensors):
         given = dict(zip(names, tensors, strict=True))
         masked = tuple(given[n] for n in ("masked_q", "masked_k", "masked_v") if n in given) or None
-        return window_attention(*(given[n] for n in ("q", "k", "v", "bias")), masked=masked, backend="reference", **case.fixed)
+        return window_attention(
+            *(given[n] for n in ("q", "k", "v", "bias")), masked=masked, backend="reference", **case.fixed
+        )
 
     assert torch.autograd.gradcheck(call, [t.requires_grad_() for t in case.tensors.values()])
 
 
 def test_masked_tokens_are_zero_vectors_before_qkv():
-    """The definition: attention over full windows of qkv(x * keep) equals attention over visible tokens and the qkv bias."""
+    """The definition: attention over full windows of qkv(x * keep)."""
     windows = Windows(8, 12, (4, 4), (2, 2))
     keep = torch.rand(2, windows.tokens) < 0.3
     plan = VisibleTokens.from_keep(keep, windows)
@@ -79,7 +81,12 @@ def test_masked_tokens_are_zero_vectors_before_qkv():
     expected = window_attention(q, k, v, bias, scale=0.4, window_mask=mask, backend="reference")
     rows = qkv(x[plan.keep]).view(-1, 3, heads, head_dim)
     out = window_attention(
-        *rows.unbind(1), bias, scale=0.4, visible=plan, masked=tuple(qkv.bias.view(3, heads, head_dim)), backend="reference"
+        *rows.unbind(1),
+        bias,
+        scale=0.4,
+        visible=plan,
+        masked=tuple(qkv.bias.view(3, heads, head_dim)),
+        backend="reference",
     )
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
 
@@ -255,7 +262,7 @@ def arguments(**changes):
     ],
 )
 def test_bad_arguments_are_refused(changes, message):
-    if "backend" in changes and "cpu" == changes["backend"] and not CPU_LIBRARY.loaded:
+    if "backend" in changes and changes["backend"] == "cpu" and not CPU_LIBRARY.loaded:
         message = "cannot run: cpu: "
     with pytest.raises(ValueError, match=message):
         window_attention(**arguments(**changes))

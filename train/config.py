@@ -44,6 +44,7 @@ class TrainConfig:
         batch_size: patches per step.
         iterations: number of steps.
         learning_rate: of Adam, at the start.
+        warmup: steps over which the rate rises linearly from zero.
         schedule: "milestones" halves the rate at each milestone, "cosine" lowers it to zero at the last step.
         milestones: steps at which the rate is halved.
         ema_decay: decay of the exponential moving average of the weights, which is what gets exported.
@@ -68,6 +69,7 @@ class TrainConfig:
     batch_size: int = 64
     iterations: int = 500_000
     learning_rate: float = 1e-4
+    warmup: int = 0
     schedule: Literal["milestones", "cosine"] = "milestones"
     milestones: tuple[int, ...] = (150_000, 200_000, 300_000, 350_000, 400_000)
     ema_decay: float = 0.999
@@ -88,6 +90,7 @@ class TrainConfig:
             "iterations": 1,
             "checkpoint_interval": 1,
             "validation_interval": 1,
+            "warmup": 0,
             "seed": 0,
             "sigma": 0,
             "learning_rate": 0,

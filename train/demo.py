@@ -18,8 +18,16 @@ from masked_swin.train.loop import STATE_FILE, WEIGHTS_FILE, Trainer
 from masked_swin.train.metrics import psnr, ssim, to_uint8
 from masked_swin.train.report import Comparison, Completion, Figure, Report, Training, write_report
 
+# The published architecture but for its size and the convolution that ends a group: at this width the bottleneck of
+# "3conv" has 8 channels and slows the first minute of training (29.3 against 30.7 dB after 600 steps).
 UNMASKED = ModelConfig(
-    embed_dim=32, depths=(2, 2), num_heads=(4, 4), drop_path_rate=0.0, input_mask=None, attention_mask=None
+    embed_dim=32,
+    depths=(2, 2),
+    num_heads=(4, 4),
+    resi_connection="1conv",
+    drop_path_rate=0.0,
+    input_mask=None,
+    attention_mask=None,
 )
 MASKED = dataclasses.replace(UNMASKED, input_mask=(0.3, 0.5), attention_mask=0.5)
 
@@ -88,6 +96,7 @@ def _config(folder: Path, network: ModelConfig, seed: int, initial_weights: str 
         patch_size=32,
         batch_size=8,
         learning_rate=3e-3,
+        warmup=50,
         schedule="cosine",
         ema_decay=0.98,
         seed=seed,

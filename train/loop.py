@@ -42,9 +42,10 @@ class StepResult(NamedTuple):
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Rate of `step` (0 is the first)."""
+    rate = config.learning_rate * min(1.0, (step + 1) / (config.warmup + 1))
     if config.schedule == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.iterations))
-    return config.learning_rate * 0.5 ** sum(step >= milestone for milestone in config.milestones)
+        return rate * 0.5 * (1 + math.cos(math.pi * step / config.iterations))
+    return rate * 0.5 ** sum(step >= milestone for milestone in config.milestones)
 
 
 class Trainer:

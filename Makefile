@@ -1,0 +1,70 @@
+# Everything runs in .venv, which `make setup` makes from constraints.txt. Needs python3 >= 3.10, make and a C++ compiler.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+SET_UP := $(VENV)/.set-up
+# 1: a kernel library that does not compile stops the setup; 0: set up without it (pure Python).
+NATIVE ?= 1
+CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help setup demo test check test-slow packaging lint format bench clean distclean
+
+help:
+	@echo "make demo       train two small networks, denoise held-out images, write demo/report.html"
+	@echo "make test       the tests (minutes)"
+	@echo "make check      everything before a release: lint, slow tests, wheel and installation proofs (long)"
+	@echo "make lint       ruff and clang-format, read-only;  make format: let them rewrite"
+	@echo "make packaging  the wheel and installation proofs alone (tests/checks/)"
+	@echo "make bench      the benchmarks"
+	@echo "make setup      .venv with pinned versions and the compiled kernels; the others call it when needed"
+	@echo "make clean      remove what was built;  make distclean: .venv too"
+
+setup: $(SET_UP)
+
+$(SET_UP): pyproject.toml constraints.txt setup.py $(CXX_FILES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "make: needs Python 3.10 or newer, but '$(PYTHON)' is '$$($(PYTHON) --version 2>&1)';" \
+	       "name another with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(RUN) pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { \
+	  echo "make: '$(PYTHON) -m venv' failed; on Debian and Ubuntu install the package python3-venv" >&2; exit 1; }
+	$(RUN) pip install -c constraints.txt setuptools torch numpy
+	MASKED_SWIN_NATIVE=$(NATIVE) $(RUN) pip install --no-build-isolation -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(VENV)/bin/masked-swin demo --output demo
+
+test: setup
+	$(RUN) pytest -m "not slow and not gpu" --verbosity=0
+
+check: lint test-slow packaging
+
+test-slow: setup
+	$(RUN) pytest -m "slow and not gpu" --verbosity=0 --durations=10
+
+packaging: setup
+	tests/checks/run
+
+lint: setup
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: setup
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+bench: setup
+	$(RUN) pytest benchmarks/bench_*.py --benchmark-only --verbosity=0
+
+clean:
+	rm -rf build dist *.egg-info kernels/*.so $(SET_UP)
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	find kernels masked_swin train tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
