@@ -29,25 +29,25 @@ FLAGS += ["-Wall", "-Wno-psabi", "-Wno-unused-function", "-Wno-unknown-pragmas"]
 FLAGS += os.environ.get("MASKED_SWIN_CXXFLAGS", "").split()
 LDFLAGS = os.environ.get("MASKED_SWIN_LDFLAGS", "").split()
 TORCH_2_10 = "0x020a000000000000"
+SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp"))
 
 
 class BuildNative(build_ext):
-    """Compiles csrc/ops.cpp once and csrc/cpu/*.cpp once per instruction set; a failure leaves the library out."""
+    """Compiles csrc/*.cpp once and csrc/cpu/*.cpp once per instruction set; a failure leaves the library out."""
 
     def run(self) -> None:
         wanted = os.environ.get("MASKED_SWIN_NATIVE", "")
-        for ext in self.extensions:  # from an earlier build: must not be taken for this one's
-            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
-        if wanted == "0":
-            self.extensions = []
-            return
+        targets = [Path(self.get_ext_fullpath(ext.name)) for ext in self.extensions]
         try:
-            super().run()
+            if wanted != "0":
+                return super().run()
         except (Exception, SystemExit) as error:  # whatever a missing or broken tool chain throws
             if wanted == "1":
                 raise
-            self.extensions = []  # an editable install would look for the file
             print(f"masked_swin: building without native kernels: {type(error).__name__}: {error}", file=sys.stderr)
+        self.extensions = []  # an editable install would look for the file
+        for target in targets:
+            target.unlink(missing_ok=True)  # of an earlier build, perhaps of other sources
 
     def build_extension(self, ext: Extension) -> None:
         import torch
@@ -55,7 +55,8 @@ class BuildNative(build_ext):
         home = Path(torch.__file__).parent
         common = {"include_dirs": ["csrc", str(home / "include")], "depends": ext.depends}
         macros = [("TORCH_TARGET_VERSION", TORCH_2_10), ("TORCH_STABLE_ONLY", None)]
-        jobs = [("csrc/ops.cpp", "base", macros + [("MASKED_SWIN_X86", None)] * X86, [])]
+        macros += [("MASKED_SWIN_X86", None)] * X86
+        jobs = [(source, "base", macros, []) for source in SOURCES]
         for isa, flags in INSTRUCTION_SETS.items():
             for source in sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")):
                 jobs.append((source, isa, [("MASKED_SWIN_ISA", isa)], flags))
@@ -87,7 +88,7 @@ setup(
     ext_modules=[
         Extension(
             "masked_swin.kernels._cpu",
-            sources=["csrc/ops.cpp"],
+            sources=SOURCES,
             depends=[str(path) for path in Path("csrc").rglob("*.h")],
             py_limited_api=True,
         )

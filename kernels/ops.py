@@ -4,66 +4,105 @@ Flat tensors only, so that torch.compile, torch.export and opcheck see through t
 window_attention.py.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.library import register_autocast, register_autograd, register_fake
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 NATIVE_BACKENDS = ("cpu",)
 
 _ATTENTION = (
     "Tensor q, Tensor k, Tensor v, Tensor bias, Tensor? masked, Tensor? offsets, Tensor? position, Tensor? regions, "
-    "Tensor? window_mask"
+    "Tensor? window_mask, float scale"
 )
-# stats: (W, 2, H, T) fp32, for each query the largest score and 1 / sum of exponentials
-_SCHEMAS = {
-    "window_attention_{}": f"({_ATTENTION}, float scale) -> (Tensor out, Tensor stats)",
-    "window_attention_{}_backward": f"(Tensor grad_out, {_ATTENTION}, Tensor stats, float scale) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-}
-_NO_DOUBLE_BACKWARD = (
-    "masked_swin: window_attention of backend '{}' has no second derivative; "
-    "pass backend='reference' to differentiate twice"
+# weights: the 13 parameters of SwinBlockWeights, with the dense bias for the table; keep: (B, H * W), True = visible
+_BLOCK = (
+    "Tensor x, Tensor[] weights, Tensor? mask_token, Tensor? keep, Tensor? regions, Tensor? drop_path_scale, "
+    "int window_height, int window_width, int shift_height, int shift_width, int mode"
 )
+
+
+class _Operator(NamedTuple):
+    """Forward and backward: schema results, shape functions, and the gradients of the forward's inputs."""
+
+    arguments: str
+    backward_result: str
+    fake: Callable[..., Any]
+    backward_fake: Callable[..., Any]
+    to_gradients: Callable[..., Any]  # (forward inputs, results of the backward) -> one gradient per input
 
 
 def _attention_fake(q, k, v, bias, masked, offsets, position, regions, window_mask, scale):  # type: ignore
     heads, queries, _ = bias.shape
     windows = q.shape[0] if offsets is None else offsets.shape[0] - 1
     shape = q.shape if masked is None and q.dim() == 3 else (windows, queries, heads, q.shape[-1])
-    return q.new_empty(shape), q.new_empty((windows, 2, heads, queries))
+    return q.new_empty(shape)
 
 
-def _attention_backward_fake(grad_out, q, k, v, bias, masked, *rest):  # type: ignore[no-untyped-def]
+def _attention_backward_fake(grad_out, q, k, v, bias, masked, *rest):  # type: ignore
     like = [tensor.new_empty(tensor.shape) for tensor in (q, k, v, bias)]
     return (*like, q.new_empty((0,)) if masked is None else masked.new_empty(masked.shape))
 
 
-def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    *tensors, scale = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.scale = scale
-    ctx.set_materialize_grads(False)
+def _attention_gradients(inputs, grads):  # type: ignore
+    dq, dk, dv, d_bias, d_masked = grads
+    return dq, dk, dv, d_bias, None if inputs[4] is None else d_masked, None, None, None, None, None
 
 
-def _register(backend: str) -> None:
-    for name, schema in _SCHEMAS.items():
-        torch.library.define(f"masked_swin::{name.format(backend)}", schema, tags=(torch.Tag.pt2_compliant_tag,))
-    forward, backward = (f"masked_swin::{name.format(backend)}" for name in _SCHEMAS)
-    run_backward = getattr(torch.ops.masked_swin, f"window_attention_{backend}_backward")
+def _block_backward_fake(grad_out, x, weights, mask_token, *rest):  # type: ignore
+    tensors = [x, *weights] if mask_token is None else [x, *weights, mask_token]
+    return [tensor.new_empty(tensor.shape) for tensor in tensors]
 
-    def gradient(ctx, grad_out: Tensor | None, _grad_stats: Tensor | None):  # type: ignore[no-untyped-def]
-        if grad_out is None:
-            return (None,) * 10
-        *inputs, stats = ctx.saved_tensors
-        dq, dk, dv, d_bias, d_masked = run_backward(grad_out, *inputs, stats, ctx.scale)
-        return dq, dk, dv, d_bias, None if inputs[4] is None else d_masked, None, None, None, None, None
 
-    def refuse(ctx, *grads):  # type: ignore[no-untyped-def]
-        raise RuntimeError(_NO_DOUBLE_BACKWARD.format(backend))
+def _block_gradients(inputs, grads):  # type: ignore
+    d_token = None if inputs[2] is None else grads[14]
+    return grads[0], grads[1:14], d_token, *(None,) * 8
 
-    register_fake(forward)(_attention_fake)
-    register_fake(backward)(_attention_backward_fake)
-    register_autograd(forward, gradient, setup_context=_save)
+
+_OPERATORS = {
+    "window_attention": _Operator(
+        _ATTENTION,
+        "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _attention_fake,
+        _attention_backward_fake,
+        _attention_gradients,
+    ),
+    "swin_block": _Operator(
+        _BLOCK, "Tensor[]", lambda x, *rest: x.new_empty(x.shape), _block_backward_fake, _block_gradients
+    ),
+}
+
+
+def _register(name: str, operator: _Operator, backend: str) -> None:
+    forward, backward = f"masked_swin::{name}_{backend}", f"masked_swin::{name}_{backend}_backward"
+    tags = (torch.Tag.pt2_compliant_tag,)
+    torch.library.define(forward, f"({operator.arguments}) -> Tensor", tags=tags)
+    torch.library.define(backward, f"(Tensor grad_out, {operator.arguments}) -> {operator.backward_result}", tags=tags)
+    run_backward = getattr(torch.ops.masked_swin, f"{name}_{backend}_backward")
+
+    # Inputs may be lists of tensors, which save_for_backward does not take.
+    def save(ctx, inputs, output):  # type: ignore
+        flat, ctx.structure = tree_flatten(inputs)
+        ctx.save_for_backward(*(leaf for leaf in flat if isinstance(leaf, Tensor)))
+        ctx.others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in flat]
+
+    def gradient(ctx, grad_out):  # type: ignore
+        tensors = iter(ctx.saved_tensors)
+        inputs = tree_unflatten([next(tensors) if o is None else o[0] for o in ctx.others], ctx.structure)
+        return operator.to_gradients(inputs, run_backward(grad_out, *inputs))
+
+    def refuse(ctx, *grads):  # type: ignore
+        raise RuntimeError(
+            f"masked_swin: {name} of backend '{backend}' has no second derivative; "
+            "pass backend='reference' to differentiate twice"
+        )
+
+    register_fake(forward)(operator.fake)
+    register_fake(backward)(operator.backward_fake)
+    register_autograd(forward, gradient, setup_context=save)
     register_autograd(backward, refuse, setup_context=lambda ctx, inputs, output: None)
     register_autocast(forward, backend, torch.float32)
 
@@ -82,5 +121,6 @@ def _register_token_mask() -> None:
 
 
 for _backend in NATIVE_BACKENDS:
-    _register(_backend)
+    for _name, _operator in _OPERATORS.items():
+        _register(_name, _operator, _backend)
 _register_token_mask()

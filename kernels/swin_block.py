@@ -1,7 +1,7 @@
 """The public block operation on (B, H, W, C): x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x)).
 
-Composed of PyTorch layers and `window_attention`; only visible tokens go through the first LayerNorm and the qkv
-product.
+Fused in one kernel where there is one; else composed of PyTorch layers and `window_attention`. Either way only visible
+tokens go through the first LayerNorm and the qkv product.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backends import REGISTRY, Backend, choose
-from .geometry import Windows, relative_position_bias, shift_mask, token_order
+from .geometry import Windows, relative_position_bias, shift_mask, shift_regions, token_order
+from .native import CPU_LIBRARY
 from .reference import keep_per_head
 from .visible import VisibleTokens
 from .window_attention import window_attention
@@ -48,7 +49,6 @@ class BlockInputs(NamedTuple):
     visible: VisibleTokens | None
     mode: str
     drop_path_scale: Tensor | None
-    attention: str | None  # backend of window_attention
 
 
 def swin_block(
@@ -72,7 +72,8 @@ def swin_block(
         mode: what masked tokens are to the attention. "zero": zero vectors before the qkv product (the published mask);
             "token": the learned `weights.mask_token`; "drop": no keys at all.
         drop_path_scale: (2, B), factor of the attention and of the MLP branch per image (stochastic depth); None = 1.
-        backend: of `window_attention` for the composed block, or None.
+        backend: "cpu" (fused), "composed" (with the best `window_attention`), "reference" (composed, with the
+            specification of `window_attention`), or None for the first that can run.
 
     Returns:
         (B, H, W, C).
@@ -98,12 +99,12 @@ def swin_block(
         )
     if drop_path_scale is not None and drop_path_scale.shape != (2, x.shape[0]):
         raise ValueError(f"drop_path_scale must be {(2, x.shape[0])}, got {tuple(drop_path_scale.shape)}")
-    inputs = BlockInputs(x, weights, windows, visible, mode, drop_path_scale, backend)
-    return choose("swin_block", inputs, None).run(inputs)
+    inputs = BlockInputs(x, weights, windows, visible, mode, drop_path_scale)
+    return choose("swin_block", inputs, backend).run(inputs)
 
 
-def _composed(inputs: BlockInputs) -> Tensor:
-    x, w, windows, visible, mode, drop_path_scale, backend = inputs
+def _composed(inputs: BlockInputs, backend: str | None = None) -> Tensor:
+    x, w, windows, visible, mode, drop_path_scale = inputs
     batch, channels, heads = x.shape[0], x.shape[-1], w.position_bias_table.shape[-1]
     head_dim = channels // heads
     scale = head_dim**-0.5
@@ -158,4 +159,37 @@ def _scaled(branch: Tensor, drop_path_scale: Tensor | None, which: int) -> Tenso
     return branch if drop_path_scale is None else branch * drop_path_scale[which].to(branch.dtype).view(-1, 1, 1, 1)
 
 
-REGISTRY["swin_block"].append(Backend("composed", _composed, lambda inputs: None))
+def _cpu_why_not(inputs: BlockInputs) -> str | None:
+    x, visible = inputs.x, inputs.visible
+    if x.device.type != "cpu":
+        return f"needs a CPU tensor, got {x.device}"
+    if x.dtype != torch.float32 and not torch.is_autocast_enabled("cpu"):
+        return f"needs float32, got {x.dtype}"
+    if visible is not None and visible.heads is not None:
+        return "per-head masks are not in this kernel"
+    return None
+
+
+def _run_cpu(inputs: BlockInputs) -> Tensor:
+    x, w, windows, visible, mode, drop_path_scale = inputs
+    bias = relative_position_bias(w.position_bias_table, windows.window)
+    regions = None if windows.shift == (0, 0) else shift_regions(windows, x.device).int()
+    out: Tensor = torch.ops.masked_swin.swin_block_cpu(
+        x,
+        [*w[:4], bias, *w[5:13]],
+        w.mask_token if mode == "token" and visible is not None else None,
+        None if visible is None else visible.image_keep,
+        regions,
+        drop_path_scale,
+        *windows.window,
+        *windows.shift,
+        MODES.index(mode) if visible is not None else 0,
+    )
+    return out
+
+
+REGISTRY["swin_block"] += [
+    Backend("cpu", _run_cpu, _cpu_why_not, lambda: CPU_LIBRARY.why_not),
+    Backend("composed", _composed, lambda inputs: None),
+    Backend("reference", lambda inputs: _composed(inputs, "reference"), lambda inputs: None),
+]

@@ -151,7 +151,7 @@ def _cpu_why_not(inputs: AttentionInputs) -> str | None:
 def _run_cpu(inputs: AttentionInputs) -> Tensor:
     q, k, v, bias, scale, visible, masked, window_mask = inputs
     compact = visible is not None and k.dim() == 3
-    out, _ = torch.ops.masked_swin.window_attention_cpu(
+    out: Tensor = torch.ops.masked_swin.window_attention_cpu(
         q,
         k,
         v,

@@ -18,12 +18,13 @@ from masked_swin.train.loop import STATE_FILE, WEIGHTS_FILE, Trainer
 from masked_swin.train.metrics import psnr, ssim, to_uint8
 from masked_swin.train.report import Comparison, Completion, Figure, Report, Training, write_report
 
-# The published architecture but for its size and the convolution that ends a group: at this width the bottleneck of
-# "3conv" has 8 channels and slows the first minute of training (29.3 against 30.7 dB after 600 steps).
+# The published architecture but for its size and the convolution that ends a group: at such widths the bottleneck of
+# "3conv" has a quarter of few channels and slows the first minute of training (at 32 channels, 600 steps: 29.3 against
+# 30.7 dB). 24 channels take 1.5 times the steps of 32 in the same time and end level without masks, higher with them.
 UNMASKED = ModelConfig(
-    embed_dim=32,
+    embed_dim=24,
     depths=(2, 2),
-    num_heads=(4, 4),
+    num_heads=(2, 2),
     resi_connection="1conv",
     drop_path_rate=0.0,
     input_mask=None,

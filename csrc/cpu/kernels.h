@@ -1,11 +1,26 @@
-// What the operators (ops.cpp) and the kernels of each instruction set (csrc/cpu/*.cpp) agree on: plain structs and pointers.
+// What the operators (csrc/*.cpp) and the kernels of each instruction set (csrc/cpu/*.cpp) agree on: plain structs and pointers.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 
 namespace masked_swin {
 
-// Rows of (heads * head_dim) floats; `rows` lists are either windowed (row = window * tokens + place) or compact.
+constexpr float EXCLUDED = -1e30f;  // stands for minus infinity
+
+// Position bias and shift regions. Windows at the border of a shifted image hold several regions; there are few different
+// patterns of them (4 in Swin), the kinds of windows.
+struct PositionBias {
+  int heads, queries, keys;
+  const float* bias;        // (heads, queries, keys)
+  bool masked;              // masked tokens take part
+  float penalty;            // added between regions
+  int kinds;                // at least 1
+  const int32_t* patterns;  // (kinds, keys): the region of each place; null without regions
+  const int32_t* kind;      // (pattern_windows): the kind of window w is kind[w % pattern_windows]
+  int64_t pattern_windows;
+};
+
+// Rows of (heads * head_dim) floats, either windowed (row = window * tokens + place) or compact.
 struct Rows {
   float* p = nullptr;
   int64_t stride = 0;
@@ -14,53 +29,82 @@ struct Rows {
 
 struct WindowAttention {
   int64_t windows;
-  int queries, keys;  // per window; with compact rows, places of the window
-  int heads, head_dim;
+  int head_dim;
   float scale;
+  PositionBias bias;
   Rows q, k, v;
-  const float* bias;           // (heads, queries, keys)
-  const float* masked;         // (3, heads, head_dim) or null: q, k, v of every masked token
-  const int32_t* offsets;      // (windows + 1), null without compact rows
-  const int32_t* position;     // compact row -> place in its window
-  const int32_t* regions;      // (region_windows, keys) or null
-  int64_t region_windows;
-  const float* window_mask;    // (mask_windows, queries, keys) or null, added to the bias
+  const float* masked;       // (3, heads, head_dim) or null: q, k, v of every masked token
+  const int32_t* offsets;    // (windows + 1), null without compact rows
+  const int32_t* position;   // compact row -> place in its window
+  const float* window_mask;  // (mask_windows, queries, keys) or null, added to the bias
   int64_t mask_windows;
   Rows out;
-  float* stats;  // (windows, 2, heads, queries): maximum of the scores and 1 / sum of exponentials
   // backward only
   Rows grad_out, grad_q, grad_k, grad_v;
   float* grad_bias;    // (heads, queries, keys)
   float* grad_masked;  // (3, heads, head_dim)
 
   bool masked_queries() const { return masked && q.compact; }
-  // The number of window places is the same for queries and keys wherever rows are compact.
   bool compact_queries() const { return q.compact && !masked; }
 };
 
-// Work is cut into this many chunks, whatever the number of threads: sums over windows then have a fixed order.
-constexpr int MAX_CHUNKS = 16;
+enum class MaskMode : int { zero, token, drop };
+
+// Parameters of a Swin block in torch.nn's layouts, or their gradients.
+struct BlockWeights {
+  float *norm1_weight, *norm1_bias, *qkv_weight, *qkv_bias, *bias, *proj_weight, *proj_bias;
+  float *norm2_weight, *norm2_bias, *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias, *mask_token;
+};
+
+struct SwinBlock {
+  int64_t batch;
+  int height, width, channels, hidden, head_dim;
+  int window_height, window_width, shift_height, shift_width;
+  MaskMode mode;
+  PositionBias bias;
+  BlockWeights weights;
+  const bool* keep;              // (batch, height * width), true = visible; null: all
+  const float* drop_path_scale;  // (2, batch) or null
+  const float* x;                // (batch, height, width, channels)
+  float* out;                    // forward: y; backward: dx
+  const float* grad_out;         // backward only
+  BlockWeights grads;            // backward only
+
+  int tokens() const { return window_height * window_width; }
+  int windows_across() const { return width / window_width; }
+  int windows_down() const { return height / window_height; }
+  int64_t windows() const { return batch * windows_down() * windows_across(); }
+};
 
 struct TokenMask {
   uint64_t seed;
   uint32_t draw;
   const int64_t* sample;
-  int64_t samples, tokens, heads;
+  int64_t tokens, heads;
   uint32_t low, high;  // percent
   bool ratio_per_sample;
   bool* out;  // (samples, heads, tokens)
 };
 
-// One instruction set's kernels. `prepared` is scratch that all chunks read (window_attention_scratch floats); a chunk of the
-// backward adds into its own `sums` (window_attention_sums floats), which window_attention_reduce adds up in order.
+// The steps of one operation. `prepared` is made first and read by all windows, in `prepare_jobs` independent parts. A chunk of
+// the backward adds into its own `sums`; then the chunks are added up, in order, and `finish` makes gradients of the total.
+template <class Problem>
+struct Steps {
+  size_t (*prepared_size)(const Problem&);
+  size_t (*sums_size)(const Problem&);
+  int (*prepare_jobs)(const Problem&);
+  void (*prepare)(const Problem&, float* prepared, int job);
+  bool (*forward)(const Problem&, const float* prepared, int64_t first, int64_t last);  // false: out of memory
+  bool (*backward)(const Problem&, const float* prepared, float* sums, int64_t first, int64_t last);
+  void (*finish)(const Problem&, const float* prepared, float* total);
+};
+
+// One instruction set's kernels.
 struct Kernels {
   const char* name;
-  size_t (*window_attention_scratch)(const WindowAttention&);
-  size_t (*window_attention_sums)(const WindowAttention&);
-  void (*window_attention_prepare)(const WindowAttention&, float* prepared);
-  bool (*window_attention_forward)(const WindowAttention&, const float* prepared, int64_t first, int64_t last);
-  bool (*window_attention_backward)(const WindowAttention&, const float* prepared, float* sums, int64_t first, int64_t last);
-  void (*window_attention_reduce)(const WindowAttention&, const float* prepared, const float* sums, int chunks);
+  Steps<WindowAttention> window_attention;
+  Steps<SwinBlock> swin_block;
+  void (*add)(float* to, const float* from, size_t count);
   void (*token_mask)(const TokenMask&, int64_t first, int64_t last);  // rows of `out`
 };
 

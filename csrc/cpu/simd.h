@@ -7,6 +7,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define MASKED_SWIN_LANES 16
@@ -16,6 +19,7 @@
 #define MASKED_SWIN_LANES 4
 #endif
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 namespace masked_swin {
 namespace MASKED_SWIN_ISA {
@@ -93,20 +97,47 @@ INLINE void exchange_all(Vec (&r)[LANES]) {
 
 INLINE void transpose(Vec (&r)[LANES]) { exchange_all<1>(r); }
 
-INLINE Vec load_partial(const float* p, int count) {
+// The first `count` <= LANES values of a vector: nothing behind them is touched; a load fills up with 0.
+INLINE Vec load_first(const float* p, int count) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
+#else
   Vec v = {};
   memcpy(&v, p, sizeof(float) * count);
   return v;
+#endif
+}
+INLINE void store_first(float* p, Vec v, int count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<__m512>(v));
+#else
+  memcpy(p, &v, sizeof(float) * count);
+#endif
 }
 
-// out[c][i] = rows[i][c] for c < columns, i < count; columns of `out` up to round_up(count) are 0.
-static void gather_transposed(const float* const* rows, int count, int columns, float* out, int out_stride) {
-  for (int i = 0; i < count; i += LANES)
+INLINE Vec reciprocal(Vec x) {
+#if defined(__AVX512F__)
+  const Vec guess = reinterpret_cast<Vec>(_mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(x)));
+  return guess * (2.0f - x * guess);
+#else
+  return 1.0f / x;
+#endif
+}
+
+INLINE float sum(Vec v) {
+  float total = 0.0f;
+  for (int i = 0; i < LANES; i++) total += v[i];
+  return total;
+}
+
+// out[c][i] = rows[i][c] for c < columns, i < count; columns of `out` from count up to `width` are 0.
+static void gather_transposed(const float* const* rows, int count, int width, int columns, float* out, int out_stride) {
+  for (int i = 0; i < width; i += LANES)
     for (int c = 0; c < columns; c += LANES) {
       Vec r[LANES];
       const int wide = columns - c < LANES ? columns - c : LANES;
       for (int k = 0; k < LANES; k++)
-        r[k] = i + k >= count ? Vec{} : wide == LANES ? load(rows[i + k] + c) : load_partial(rows[i + k] + c, wide);
+        r[k] = i + k >= count ? Vec{} : wide == LANES ? load(rows[i + k] + c) : load_first(rows[i + k] + c, wide);
       transpose(r);
       for (int k = 0; k < wide; k++) store(out + (size_t)(c + k) * out_stride + i, r[k]);
     }
@@ -120,12 +151,7 @@ static void scatter_transposed(const float* in, int in_stride, int count, int co
       const int wide = columns - c < LANES ? columns - c : LANES;
       for (int k = 0; k < LANES; k++) r[k] = k < wide ? load(in + (size_t)(c + k) * in_stride + i) : Vec{};
       transpose(r);
-      for (int k = 0; k < LANES && i + k < count; k++) {
-        if (wide == LANES)
-          store(rows[i + k] + c, r[k]);
-        else
-          memcpy(rows[i + k] + c, &r[k], sizeof(float) * wide);
-      }
+      for (int k = 0; k < LANES && i + k < count; k++) store_first(rows[i + k] + c, r[k], wide);
     }
 }
 
@@ -134,67 +160,85 @@ struct Operand {  // element (row, k) at p[row * row_stride + k * k_stride]
   int row_stride, k_stride;
 };
 
-// ROWS x NV vectors of c = sum_k broadcast(a) * vector(b). Sums run over at most BLOCK_DEPTH terms before they are added to the
-// total: the rounding error of a long sum is several times smaller, for nothing.
-constexpr int BLOCK_DEPTH = 64;
-template <int ROWS, int NV>
-static void product_block(int depth, Operand a, const float* __restrict b, int b_stride, float* c, int c_stride) {
-  int k = 0;
-  do {
-    const int end = depth - k > BLOCK_DEPTH ? k + BLOCK_DEPTH : depth;
-    const bool first = k == 0;
-    Vec sum[ROWS][NV] = {};
-    for (; k < end; k++) {
+// out(row, column, sum_k broadcast(a) * vector(b)) for ROWS x NV vectors. A sum runs over at most BLOCK_DEPTH terms before it is
+// added to the total: the rounding error of long sums is several times smaller, at no cost.
+constexpr int BLOCK_DEPTH = 128;
+template <int ROWS, int NV, class Out>
+static INLINE void product_block(int depth, Operand a, const float* __restrict b, int b_stride, Out&& out) {
+  Vec sum[ROWS][NV] = {}, total[ROWS][NV];
+  for (int start = 0;; start += BLOCK_DEPTH) {
+    const int end = depth - start > BLOCK_DEPTH ? start + BLOCK_DEPTH : depth;
+    for (int k = start; k < end; k++) {
       Vec x[NV];
 #pragma GCC unroll 4
       for (int l = 0; l < NV; l++) x[l] = load(b + (size_t)k * b_stride + l * LANES);
 #pragma GCC unroll 24
       for (int i = 0; i < ROWS; i++) {
-        const Vec w = splat(a.p[(size_t)i * a.row_stride + (size_t)k * a.k_stride]);
+        const Vec w = splat(a.p[(ptrdiff_t)i * a.row_stride + (ptrdiff_t)k * a.k_stride]);
 #pragma GCC unroll 4
         for (int l = 0; l < NV; l++) sum[i][l] += w * x[l];
       }
     }
+    if (end == depth && start == 0) break;
 #pragma GCC unroll 24
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
       for (int l = 0; l < NV; l++) {
-        float* to = c + (size_t)i * c_stride + l * LANES;
-        store(to, first ? sum[i][l] : load(to) + sum[i][l]);
+        total[i][l] = start == 0 ? sum[i][l] : total[i][l] + sum[i][l];
+        sum[i][l] = end == depth ? total[i][l] : Vec{};
       }
-  } while (k < depth);
+    if (end == depth) break;
+  }
+#pragma GCC unroll 24
+  for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+    for (int l = 0; l < NV; l++) out(i, l * LANES, sum[i][l]);
 }
 
-template <int ROWS, int NV>
-static void product_rows(int rows, int depth, Operand a, const float* b, int b_stride, float* c, int c_stride) {
+template <int ROWS, int NV, class Out>
+static INLINE void product_rows(int rows, int depth, Operand a, const float* b, int b_stride, Out&& out) {
   if constexpr (ROWS > 0) {
     if (rows == ROWS)
-      product_block<ROWS, NV>(depth, a, b, b_stride, c, c_stride);
+      product_block<ROWS, NV>(depth, a, b, b_stride, out);
     else
-      product_rows<ROWS - 1, NV>(rows, depth, a, b, b_stride, c, c_stride);
+      product_rows<ROWS - 1, NV>(rows, depth, a, b, b_stride, out);
   }
 }
 
-template <int NV>
-static void product_columns(int rows, int depth, Operand a, const float* b, int b_stride, float* c, int c_stride) {
-  constexpr int MOST = ACCUMULATORS / NV < 14 ? ACCUMULATORS / NV : 14;
+template <int NV, int MOST, class Out>
+static void product_columns(int rows, int depth, Operand a, const float* b, int b_stride, Out&& out) {
   const int blocks = (rows + MOST - 1) / MOST;  // of nearly equal height: no thin last block
   for (int block = 0, done = 0; block < blocks; block++) {
     const int height = (rows - done) / (blocks - block);
-    product_rows<MOST, NV>(height, depth, a, b, b_stride, c + (size_t)done * c_stride, c_stride);
-    a.p += (size_t)height * a.row_stride;
+    product_rows<MOST, NV>(height, depth, a, b, b_stride, [&](int i, int l, Vec v) INLINE_LAMBDA { out(done + i, l, v); });
+    a.p += (ptrdiff_t)height * a.row_stride;
     done += height;
   }
 }
 
-// c[i][0 .. width) = sum_{k < depth} a(i, k) * b[k][0 .. width), i < rows; b and c are read and written up to round_up(width).
+// out(i, l, sum_{k < depth} a(i, k) * b[k][l .. l + LANES)) for i < rows and l < width in steps of LANES; b is read up to
+// round_up(width).
+template <class Out>
+static void product(int rows, int width, int depth, Operand a, const float* b, int b_stride, Out&& out) {
+  int l = 0, left = round_up(width) / LANES;
+  auto shifted = [&](int i, int at, Vec v) INLINE_LAMBDA { out(i, l + at, v); };
+  for (; left >= VECTORS; left -= VECTORS, l += VECTORS * LANES)
+    product_columns<VECTORS, ACCUMULATORS / VECTORS>(rows, depth, a, b + l, b_stride, shifted);
+  if constexpr (VECTORS > 2) {
+    if (left >= 2) {
+      product_columns<2, ACCUMULATORS / 2>(rows, depth, a, b + l, b_stride, shifted);
+      left -= 2;
+      l += 2 * LANES;
+    }
+  }
+  // Few accumulators hide too little latency: more rows, as many as there are registers for them and their operands.
+  if (left == 1) product_columns<1, (ACCUMULATORS < 14 ? ACCUMULATORS : 14)>(rows, depth, a, b + l, b_stride, shifted);
+}
+
+// The same, stored to c.
 static void product(int rows, int width, int depth, Operand a, const float* b, int b_stride, float* c, int c_stride) {
-  int left = round_up(width) / LANES;
-  for (; left >= VECTORS; left -= VECTORS, b += VECTORS * LANES, c += VECTORS * LANES)
-    product_columns<VECTORS>(rows, depth, a, b, b_stride, c, c_stride);
-  if (left == 3) product_columns<3>(rows, depth, a, b, b_stride, c, c_stride);
-  if (left == 2) product_columns<2>(rows, depth, a, b, b_stride, c, c_stride);
-  if (left == 1) product_columns<1>(rows, depth, a, b, b_stride, c, c_stride);
+  product(rows, width, depth, a, b, b_stride,
+          [=](int i, int l, Vec v) INLINE_LAMBDA { store(c + (ptrdiff_t)i * c_stride + l, v); });
 }
 
 }  // namespace MASKED_SWIN_ISA

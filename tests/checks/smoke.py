@@ -8,11 +8,12 @@ The package must come from below FOLDER.
 import sys
 from pathlib import Path
 
-import masked_swin
 import torch
+from torch import Tensor
+
+import masked_swin
 from masked_swin import PRESETS, MaskedSwinIR, MaskKey, denoise
 from masked_swin.kernels import CPU_LIBRARY, VisibleTokens, Windows, relative_position_bias, window_attention
-from torch import Tensor
 
 HEADS, HEAD_DIM, BATCH = 3, 10, 2
 SCALE = 0.4  # not head_dim ** -0.5: a backward that forgets it would show
@@ -61,14 +62,13 @@ assert compiled_error < 1e-6, f"compiled operator or gradient off by {compiled_e
 image = torch.rand(1, 3, 24, 40)
 networks = {backend: MaskedSwinIR(PRESETS["tiny"], backend=backend) for backend in ("cpu", "reference")}
 networks["reference"].load_state_dict(networks["cpu"].state_dict())
-outputs = [
-    network.eval()(image, key=MaskKey.make(seed=1, samples=1)).detach() for network in networks.values()
-]
+outputs = [network.eval()(image, key=MaskKey.make(seed=1, samples=1)).detach() for network in networks.values()]
 network_error = largest_error(outputs[:1], outputs[1:])
 assert network_error < 1e-5, f"network off by {network_error:.1e}"
 assert denoise(networks["cpu"], image).shape == image.shape
 
 print(
-    f"torch {torch.__version__}, kernels {CPU_LIBRARY.instruction_set}: operator and 5 gradients within {error:.0e} of the "
-    f"float64 reference, compiled (fullgraph) within {compiled_error:.0e} of eager, network within {network_error:.0e}"
+    f"torch {torch.__version__}, kernels {CPU_LIBRARY.instruction_set}: operator and 5 gradients within {error:.0e} of "
+    f"the float64 reference, compiled (fullgraph) within {compiled_error:.0e} of eager, network within "
+    f"{network_error:.0e}"
 )

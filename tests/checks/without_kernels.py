@@ -5,11 +5,14 @@
 The package must come from below FOLDER, and doctor must give REASON for the backend `cpu`.
 """
 
+import re
 import sys
 from pathlib import Path
 
-import masked_swin
+import pytest
 import torch
+
+import masked_swin
 from masked_swin.kernels import CPU_LIBRARY, window_attention
 from masked_swin.train.doctor import report
 
@@ -30,9 +33,5 @@ expected = torch.einsum("wqhd,wkhd->whqk", q, k).softmax(-1) @ v.transpose(1, 2)
 for backend in (None, "reference"):
     out = window_attention(q, k, v, bias, scale=1.0, backend=backend)
     torch.testing.assert_close(out, expected.transpose(1, 2))
-try:
+with pytest.raises(ValueError, match=re.escape(reason)):
     window_attention(q, k, v, bias, scale=1.0, backend="cpu")
-except ValueError as error:
-    assert reason in str(error), error
-else:
-    raise AssertionError("backend='cpu' did not refuse")

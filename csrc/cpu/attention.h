@@ -1,0 +1,218 @@
+// One window and head of attention: softmax and its gradient on tiles, shared by window_attention and swin_block.
+//
+// A tile is [key][query] with queries in the SIMD lanes. `masked` tokens of the window are ONE more key, the last row: they share
+// k and v, so that only the sum of exp(bias) over them, `weight`, tells their number and places.
+#pragma once
+#include <stdlib.h>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace masked_swin {
+namespace MASKED_SWIN_ISA {
+namespace {
+
+// Stands for minus infinity: a query whose best score is below `NO_KEY` has no key at all and gets 0.
+constexpr float NO_KEY = -1e29f;
+
+struct Bias {            // of one head, [key of the window][query]
+  const float* bias;
+  const float* top;      // [query]: largest bias over the keys
+  const float* exp_bias; // exp(bias - top)
+};
+
+// bias - > top and exp_bias
+void exponentiate(int keys, int lanes, const float* bias, float* top, float* exp_bias) {
+  for (int l = 0; l < lanes; l += LANES) {
+    Vec most = load(bias + l);
+    for (int j = 1; j < keys; j++) most = max(most, load(bias + (size_t)j * lanes + l));
+    store(top + l, most);
+    for (int j = 0; j < keys; j++)
+      store(exp_bias + (size_t)j * lanes + l, exp(load(bias + (size_t)j * lanes + l) - most));
+  }
+}
+
+struct Tile {
+  int lanes;       // stride of a row
+  int width;       // lanes in use
+  int keys;        // visible keys, the first rows
+  int all_keys;    // of the window
+  bool masked;     // masked tokens take part: row `keys`
+  float scale;
+  const int* row;  // visible key -> its row of the bias
+  const unsigned char* visible;
+
+  int rows() const { return keys + masked; }
+  bool any_masked() const { return masked && keys < all_keys; }
+
+  // Sum over the masked keys of exp(bias - top).
+  Vec masked_weight(const Bias& b, int l) const {
+    Vec sum[2] = {};
+    int parity = 0;
+    for (int j = 0; j < all_keys; j++)
+      if (!visible[j]) sum[parity ^= 1] += load(b.exp_bias + (size_t)j * lanes + l);
+    return sum[0] + sum[1];
+  }
+
+  // score: q.k -> exponentials, unnormalised. Per query: their inverse sum, and for the masked keys the common factor
+  // `shared` = exp(scale q.k_m + top - maximum) and `weight`; row `keys` of score = shared * weight.
+  void softmax(const Bias& b, float* score, float* inverse, float* shared, float* weight) const {
+    for (int l = 0; l < width; l += LANES) {
+      Vec most = splat(EXCLUDED);
+      for (int j = 0; j < keys; j++) {
+        float* s = score + (size_t)j * lanes + l;
+        const Vec v = load(s) * scale + load(b.bias + (size_t)row[j] * lanes + l);
+        store(s, v);
+        most = max(most, v);
+      }
+      float* masked_row = score + (size_t)keys * lanes + l;
+      Vec exponent = {}, sum = {};
+      if (any_masked()) most = max(most, exponent = load(masked_row) * scale + load(b.top + l));
+      for (int j = 0; j < keys; j++) {
+        float* s = score + (size_t)j * lanes + l;
+        const Vec e = exp(load(s) - most);
+        store(s, e);
+        sum += e;
+      }
+      if (masked) {
+        const Vec factor = any_masked() ? exp(exponent - most) : Vec{}, w = masked_weight(b, l);
+        store(shared + l, factor);
+        store(weight + l, w);
+        store(masked_row, factor * w);
+        sum += factor * w;
+      }
+      store(inverse + l, most < NO_KEY ? Vec{} : 1.0f / sum);
+    }
+  }
+
+  // score: exponentials -> probabilities; d_score: gradient of the probabilities -> of the scores. The gradient of the bias
+  // is added to d_bias [key][query] for the visible keys, less the part exp_bias * U of the masked keys, whose sum over
+  // windows, sum_u, is added for every key at the end (`masked_bias_gradient`).
+  void softmax_backward(const Bias& b, float* score, float* d_score, const float* inverse, const float* shared,
+                        const float* weight, float* d_bias, float* sum_u) const {
+    for (int l = 0; l < width; l += LANES) {
+      const Vec scale_p = load(inverse + l);
+      Vec dot = {};  // sum_j p_ij dp_ij, equal to do_i.o_i
+      for (int j = 0; j < rows(); j++) {
+        float* s = score + (size_t)j * lanes + l;
+        const Vec p = load(s) * scale_p;
+        store(s, p);
+        dot += p * load(d_score + (size_t)j * lanes + l);
+      }
+      Vec u = {};
+      if (masked) {
+        float* d = d_score + (size_t)keys * lanes + l;
+        u = load(shared + l) * scale_p * (load(d) - dot);
+        store(d, u * load(weight + l));
+        store(sum_u + l, load(sum_u + l) + u);
+      }
+      for (int j = 0; j < keys; j++) {
+        float* d = d_score + (size_t)j * lanes + l;
+        const Vec ds = load(score + (size_t)j * lanes + l) * (load(d) - dot);
+        store(d, ds);
+        if (!d_bias) continue;
+        const size_t entry = (size_t)row[j] * lanes + l;
+        Vec total = load(d_bias + entry) + ds;
+        if (masked) total -= load(b.exp_bias + entry) * u;
+        store(d_bias + entry, total);
+      }
+    }
+  }
+};
+
+// The bias of every kind of window and head, made once per call and read by all windows.
+struct PreparedBias {
+  const PositionBias& p;
+  const float* memory;
+
+  static int lanes(const PositionBias& p) { return round_up(p.queries); }
+  static size_t tile(const PositionBias& p) { return (size_t)p.keys * lanes(p); }
+  static size_t per_head(const PositionBias& p) { return p.masked ? 2 * tile(p) + lanes(p) : tile(p); }
+  static size_t size(const PositionBias& p) { return per_head(p) * p.heads * p.kinds; }
+
+  Bias at(int kind, int head) const {
+    const float* bias = memory + per_head(p) * (kind * p.heads + head);
+    return {bias, bias + tile(p), bias + tile(p) + lanes(p)};
+  }
+
+  static void fill(const PositionBias& p, float* memory, int kind, int head) {
+    float* tiles = memory + per_head(p) * (kind * p.heads + head);
+    const float* from = p.bias + (size_t)head * p.queries * p.keys;
+    const int32_t* region = p.patterns ? p.patterns + (size_t)kind * p.keys : nullptr;
+    for (int j = 0; j < p.keys; j++)
+      for (int i = 0; i < lanes(p); i++) {
+        const float value = i < p.queries ? from[(size_t)i * p.keys + j] : 0.0f;
+        const bool foreign = region && i < p.queries && region[i] != region[j];
+        tiles[(size_t)j * lanes(p) + i] = foreign ? value + p.penalty : value;
+      }
+    float* top = tiles + tile(p);
+    if (p.masked) exponentiate(p.keys, lanes(p), tiles, top, top + lanes(p));
+  }
+};
+
+// Sums of one chunk for the gradient of the bias: per head [key][query], then sum of U per kind and head [query].
+struct BiasSums {
+  static size_t size(const PositionBias& p) {
+    return PreparedBias::tile(p) * p.heads + (p.masked ? (size_t)PreparedBias::lanes(p) * p.heads * p.kinds : 0);
+  }
+  static float* visible(const PositionBias& p, float* sums, int head) { return sums + PreparedBias::tile(p) * head; }
+  static float* masked(const PositionBias& p, float* sums, int kind, int head) {
+    return sums + PreparedBias::tile(p) * p.heads + (size_t)PreparedBias::lanes(p) * (kind * p.heads + head);
+  }
+
+  // total: the sums of all chunks. grad: (heads, queries, keys)
+  static void finish(const PreparedBias& prepared, float* total, float* grad, int head) {
+    const PositionBias& p = prepared.p;
+    const int lanes = PreparedBias::lanes(p);
+    float* entries = visible(p, total, head);
+    for (int kind = 0; p.masked && kind < p.kinds; kind++) {
+      const float *exp_bias = prepared.at(kind, head).exp_bias, *u = masked(p, total, kind, head);
+      for (int j = 0; j < p.keys; j++)
+        for (int l = 0; l < lanes; l += LANES) {
+          float* entry = entries + (size_t)j * lanes + l;
+          store(entry, load(entry) + load(exp_bias + (size_t)j * lanes + l) * load(u + l));
+        }
+    }
+    for (int i = 0; i < p.queries; i++)
+      for (int j = 0; j < p.keys; j++)
+        grad[((size_t)head * p.queries + i) * p.keys + j] = entries[(size_t)j * lanes + i];
+  }
+};
+
+// Scratch of one thread: one aligned block of zeros, cut into buffers.
+class Scratch {
+ public:
+  // Two passes over the same code: the first adds up the sizes, the second hands out addresses.
+  template <class F>
+  explicit Scratch(F&& lay_out) {
+    lay_out(*this);
+    if (posix_memalign(&block_, 64, used_)) block_ = nullptr;
+    if (!block_) return;
+    memset(block_, 0, used_);
+    used_ = 0;
+    lay_out(*this);
+  }
+  ~Scratch() { free(block_); }
+  Scratch(const Scratch&) = delete;
+  bool ok() const { return block_; }
+
+  template <class... T>
+  void take(size_t count, T*&... buffers) {
+    (take_one(count, buffers), ...);
+  }
+
+ private:
+  template <class T>
+  void take_one(size_t count, T*& buffer) {
+    buffer = reinterpret_cast<T*>(static_cast<char*>(block_) + used_);
+    // An odd number of cache lines: equal columns of neighbouring buffers then do not fall on one cache set.
+    used_ += ((count * sizeof(T) + 63) / 64 | 1) * 64;
+  }
+
+  void* block_ = nullptr;
+  size_t used_ = 0;
+};
+
+}  // namespace
+}  // namespace MASKED_SWIN_ISA
+}  // namespace masked_swin

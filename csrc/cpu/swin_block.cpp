@@ -1,0 +1,578 @@
+// A whole Swin block in one pass over the image: window by window, everything between reading x and writing y stays in cache.
+// The backward computes a window's forward again from x. The mathematics is in kernels/README.md.
+//
+// "cm" is [channel][token of the window], tokens in the SIMD lanes: for products with packed weights, the second LayerNorm and GELU.
+// "tm" is [token][channel]: for the work on visible tokens only, exact in their number, and for all weight gradients. Rows of
+// tm buffers are in `rank` order, visible tokens first, unless they are said to be in place order.
+// The LayerNorms' weight and bias are folded into the product that follows: W' = W diag(g), b' = b + W beta.
+#include <math.h>
+
+#include "attention.h"
+
+namespace masked_swin {
+namespace MASKED_SWIN_ISA {
+namespace {
+
+typedef SwinBlock Problem;
+
+constexpr int PACK = ACCUMULATORS / VECTORS;  // rows of a packed weight that are multiplied together
+constexpr float LAYER_NORM_EPSILON = 1e-5f;
+
+int pack_up(int n) { return (n + PACK - 1) / PACK * PACK; }
+int lanes_of(const Problem& a) { return round_up(a.tokens()); }
+
+// gelu(u) = u Phi(u) and its derivative, exact form; Phi by Abramowitz & Stegun 7.1.26 (absolute error 7.5e-8).
+INLINE void gelu(Vec u, Vec& value, Vec& slope) {
+  const Vec t = reciprocal(1.0f + max(u, -u) * (0.3275911f * 0.70710678f));
+  const Vec e = exp(u * u * -0.5f);
+  Vec q = t * 0.5307027145f - 0.7265760135f;
+  q = q * t + 0.7107068705f;
+  q = q * t - 0.142248368f;
+  q = q * t + 0.127414796f;
+  q = q * t * e;  // Phi(-|u|)
+  const Vec phi = u < 0.0f ? q : 1.0f - q;
+  value = u * phi;
+  slope = u * e * 0.39894228f + phi;
+}
+
+// out(row, lane, sum_k w[row][k] b[k][lane]) for a weight packed in blocks of PACK rows.
+template <class Out>
+void packed_product(int rows, int depth, const float* packed, const float* b, int lanes, Out&& out) {
+  for (int first = 0; first < rows; first += PACK) {
+    const Operand w{packed + (size_t)first * depth, 1, PACK};
+    auto store_row = [&](int i, int l, Vec v) INLINE_LAMBDA {
+      if (first + i < rows) out(first + i, l, v);
+    };
+    int l = 0;
+    auto at = [&](int i, int part, Vec v) INLINE_LAMBDA { store_row(i, l + part, v); };
+    for (; l + VECTORS * LANES <= lanes; l += VECTORS * LANES) product_block<PACK, VECTORS>(depth, w, b + l, lanes, at);
+    for (; l < lanes; l += LANES) product_block<PACK, 1>(depth, w, b + l, lanes, at);
+  }
+}
+
+// Sizes and places of what all windows read: bias tiles, folded and packed weights.
+struct Prepared {
+  int C, M, padded, kv_padded;
+  PreparedBias bias;
+  float *wq, *wkv, *bq, *bkv, *masked_q, *masked_kv, *wp, *w1, *b1, *w2;   // forward
+  float *wp_back, *w2_back, *w1_back, *wq_back, *wkv_back;                 // backward
+  size_t size;
+
+  Prepared(const Problem& a, const float* memory)
+      : C(a.channels), M(a.hidden), padded(round_up(C)), kv_padded(round_up(2 * C)), bias{a.bias, memory} {
+    float* next = const_cast<float*>(memory) + (PreparedBias::size(a.bias) + 15) / 16 * 16;
+    auto take = [&](size_t count, auto&... buffers) {
+      ((buffers = next, next += (count + 15) / 16 * 16), ...);
+    };
+    take((size_t)C * padded, wq);
+    take((size_t)C * kv_padded, wkv);
+    take(padded, bq, masked_q);
+    take(kv_padded, bkv, masked_kv);
+    take((size_t)pack_up(C) * C, wp);
+    take((size_t)pack_up(M) * C, w1);
+    take(M, b1);
+    take((size_t)pack_up(C) * M, w2);
+    if (a.grad_out) {
+      take((size_t)pack_up(C) * C, wp_back);
+      take((size_t)pack_up(M) * C, w2_back);
+      take((size_t)pack_up(C) * M, w1_back);
+      take((size_t)C * padded, wq_back);
+      take((size_t)2 * C * padded, wkv_back);
+    }
+    size = next - memory;
+  }
+};
+
+template <class F>
+void pack(float* to, int rows, int depth, F&& weight) {
+  for (int first = 0; first < rows; first += PACK)
+    for (int k = 0; k < depth; k++)
+      for (int i = 0; i < PACK; i++) *to++ = first + i < rows ? weight(first + i, k) : 0.0f;
+}
+
+enum PrepareJob { PREPARE_QKV, PREPARE_PROJ, PREPARE_FC1, PREPARE_FC2, PREPARE_JOBS };
+
+void prepare_qkv(const Problem& a, const Prepared& p) {
+  const BlockWeights& w = a.weights;
+  const int C = p.C;
+  for (int n = 0; n < 3 * C; n++) {
+    const bool q = n < C;
+    const int at = q ? n : n - C, stride = q ? p.padded : p.kv_padded;
+    float *forward = q ? p.wq : p.wkv, *back = q ? p.wq_back : p.wkv_back;
+    float bias = w.qkv_bias[n], masked = w.qkv_bias[n];
+    for (int c = 0; c < C; c++) {
+      const float weight = w.qkv_weight[(size_t)n * C + c];
+      bias += weight * w.norm1_bias[c];
+      if (a.mode == MaskMode::token) masked += weight * w.mask_token[c];
+      forward[(size_t)c * stride + at] = weight * w.norm1_weight[c];
+      if (a.grad_out) back[(size_t)at * p.padded + c] = weight * w.norm1_weight[c];
+    }
+    (q ? p.bq : p.bkv)[at] = bias;
+    (q ? p.masked_q : p.masked_kv)[at] = masked;
+  }
+}
+
+void prepare_job(const Problem& a, const Prepared& p, int job) {
+  const BlockWeights& w = a.weights;
+  const int C = p.C, M = p.M;
+  const bool backward = a.grad_out != nullptr;
+  if (job == PREPARE_QKV) prepare_qkv(a, p);
+  if (job == PREPARE_PROJ) {
+    pack(p.wp, C, C, [&](int n, int k) { return w.proj_weight[n * C + k]; });
+    if (backward) pack(p.wp_back, C, C, [&](int k, int n) { return w.proj_weight[n * C + k]; });
+  }
+  if (job == PREPARE_FC1) {
+    auto folded = [&](int m, int c) { return w.fc1_weight[(size_t)m * C + c] * w.norm2_weight[c]; };
+    pack(p.w1, M, C, folded);
+    if (backward) pack(p.w1_back, C, M, [&](int c, int m) { return folded(m, c); });
+    for (int m = 0; m < M; m++) {
+      float bias = w.fc1_bias[m];
+      for (int c = 0; c < C; c++) bias += w.fc1_weight[(size_t)m * C + c] * w.norm2_bias[c];
+      p.b1[m] = bias;
+    }
+  }
+  if (job == PREPARE_FC2) {
+    if (!backward) pack(p.w2, C, M, [&](int c, int m) { return w.fc2_weight[(size_t)c * M + m]; });
+    if (backward) pack(p.w2_back, M, C, [&](int m, int c) { return w.fc2_weight[(size_t)c * M + m]; });
+  }
+}
+
+// Sums of one chunk: weight gradients with respect to the normalised inputs, [output][input], but for fc2 and proj,
+// [input][output].
+struct Sums {
+  float *bias, *qkv, *proj, *fc1, *fc2, *b_qkv, *b_masked, *b_proj, *b_fc1, *b_fc2;
+  size_t size;
+
+  Sums(const Problem& a, float* memory) {
+    const size_t C = a.channels, M = a.hidden, padded = round_up(a.channels);
+    float* next = memory;
+    auto take = [&](size_t count, auto&... buffers) {
+      ((buffers = next, next += (count + 15) / 16 * 16), ...);
+    };
+    take(BiasSums::size(a.bias), bias);
+    take(3 * C * padded, qkv);
+    take(C * padded, proj);
+    take(M * padded, fc1, fc2);
+    take(padded + round_up(2 * C), b_qkv, b_masked);
+    take(padded, b_proj, b_fc2);
+    take(M * LANES, b_fc1);
+    size = next - memory;
+  }
+};
+
+struct Window {
+  const Problem& a;
+  const Prepared p;
+  const int C, M, N, lanes, padded, kv_stride, heads, D;
+  const float scale;
+  Scratch scratch;
+  // of the present window
+  int visible_count = 0, query_rows = 0, kind = 0;
+  float attention_factor = 1.0f, mlp_factor = 1.0f;  // stochastic depth
+  Tile tile{};
+  size_t* offset;  // place -> x
+  int *order, *rank;  // rank -> place and back
+  unsigned char* visible;
+  const float** pointers;
+  float** targets;
+  float *x_cm, *normed_cm, *attended_cm, *q_cm, *hidden_cm, *normed_tm, *q_tm, *kv_tm;
+  float *exponentials, *inverse, *shared, *weight, *rstd1, *rstd2;
+  float *dy_cm, *slope_cm, *dx_cm, *dq_cm, *dy_tm, *dx_tm, *d_attended_tm, *normed2_tm, *q_places, *dq_tm, *dkv_tm, *d_score;
+  float* d_normed_tm;
+
+  Window(const Problem& problem, const float* prepared)
+      : a(problem),
+        p(a, prepared),
+        C(a.channels),
+        M(a.hidden),
+        N(a.tokens()),
+        lanes(lanes_of(a)),
+        padded(round_up(C)),
+        kv_stride(round_up(2 * C)),
+        heads(a.bias.heads),
+        D(a.head_dim),
+        scale(1.0f / sqrtf((float)D)),
+        scratch([&](Scratch& s) { lay_out(s); }) {}
+
+  void lay_out(Scratch& s) {
+    const bool backward = a.grad_out;
+    const size_t cm = (size_t)C * lanes, tm = (size_t)N * padded + LANES, tile_size = (size_t)(N + 1) * lanes;
+    const size_t kv = (size_t)(N + 1) * kv_stride + LANES;
+    s.take(N, offset);
+    s.take(N, order);
+    s.take(N, rank);
+    s.take(N, visible);
+    s.take(N, pointers);
+    s.take(N, targets);
+    s.take(cm, x_cm, normed_cm, attended_cm, q_cm);
+    s.take((size_t)M * lanes, hidden_cm);
+    s.take(tm, normed_tm, q_tm);
+    s.take(kv, kv_tm);
+    s.take(backward ? tile_size * heads : tile_size, exponentials);
+    s.take((size_t)heads * lanes, inverse, shared, weight);
+    s.take(lanes, rstd1, rstd2);
+    if (!backward) return;
+    s.take(cm, dy_cm, dx_cm, dq_cm);
+    s.take((size_t)M * lanes, slope_cm);
+    s.take(tm, dy_tm, dx_tm, normed2_tm, q_places, dq_tm, d_normed_tm);
+    s.take(kv, dkv_tm);
+    s.take(tile_size, d_score);
+    d_attended_tm = dy_tm;  // dy is not needed any more by then
+  }
+
+  float* tile_of(int head) const { return exponentials + (a.grad_out ? (size_t)(N + 1) * lanes * head : 0); }
+
+  void enter(int64_t window) {
+    const int across = a.windows_across(), down = a.windows_down();
+    const int64_t image = window / (across * down);
+    const int row = window / across % down, column = window % across;
+    int count = 0, hidden_count = 0;
+    for (int i = 0, t = 0; i < a.window_height; i++) {
+      int y = row * a.window_height + i + a.shift_height;
+      if (y >= a.height) y -= a.height;
+      for (int j = 0; j < a.window_width; j++, t++) {
+        int x = column * a.window_width + j + a.shift_width;
+        if (x >= a.width) x -= a.width;
+        const int64_t token = (image * a.height + y) * a.width + x;
+        offset[t] = token * C;
+        visible[t] = !a.keep || a.keep[token];
+        if (visible[t])
+          order[count++] = t;
+        else
+          order[N - 1 - hidden_count++] = t;
+      }
+    }
+    for (int r = 0; r < N; r++) rank[order[r]] = r;
+    visible_count = count;
+    query_rows = a.mode == MaskMode::drop ? N : count;
+    kind = a.bias.kind ? a.bias.kind[window % a.bias.pattern_windows] : 0;
+    tile = {lanes, lanes, count, N, a.bias.masked, scale, order, visible};
+    if (a.drop_path_scale) {
+      attention_factor = a.drop_path_scale[image];
+      mlp_factor = a.drop_path_scale[a.batch + image];
+    }
+  }
+
+  // ---- forward
+
+  void load_cm(const float* from, float* cm) {
+    for (int t = 0; t < N; t++) pointers[t] = from + offset[t];
+    gather_transposed(pointers, N, lanes, C, cm, lanes);
+  }
+
+  void norm1() {
+    for (int r = 0; r < query_rows; r++) {
+      const float* row = a.x + offset[order[r]];
+      float* out = normed_tm + (size_t)r * padded;
+      Vec total = {}, squares = {};
+      for (int c = 0; c < C; c += LANES) total += C - c < LANES ? load_first(row + c, C - c) : load(row + c);
+      const float mean = sum(total) / C;
+      for (int c = 0; c < C; c += LANES) {
+        store(out + c, C - c < LANES ? load_first(row + c, C - c) - mean : load(row + c) - mean);
+        const Vec v = C - c < LANES ? load_first(out + c, C - c) : load(out + c);  // padding lanes become 0
+        squares += v * v;
+        store(out + c, v);
+      }
+      rstd1[r] = 1.0f / sqrtf(sum(squares) / C + LAYER_NORM_EPSILON);
+      for (int c = 0; c < C; c += LANES) store(out + c, load(out + c) * rstd1[r]);
+    }
+  }
+  void qkv() {
+    product(query_rows, C, C, {normed_tm, padded, 1}, p.wq, padded, [&](int r, int n, Vec v) INLINE_LAMBDA {
+      store(q_tm + (size_t)r * padded + n, v + load(p.bq + n));
+    });
+    product(visible_count, 2 * C, C, {normed_tm, padded, 1}, p.wkv, kv_stride, [&](int r, int n, Vec v) INLINE_LAMBDA {
+      store(kv_tm + (size_t)r * kv_stride + n, v + load(p.bkv + n));
+    });
+    if (tile.masked) memcpy(kv_tm + (size_t)visible_count * kv_stride, p.masked_kv, sizeof(float) * 2 * C);
+    for (int t = 0; t < N; t++) pointers[t] = rank[t] < query_rows ? q_tm + (size_t)rank[t] * padded : p.masked_q;
+    gather_transposed(pointers, N, lanes, C, q_cm, lanes);
+  }
+
+  void attention() {
+    for (int head = 0; head < heads; head++) {
+      const int at = head * D;
+      float *score = tile_of(head), *inv = inverse + head * lanes;
+      product(tile.rows(), lanes, D, {kv_tm + at, kv_stride, 1}, q_cm + (size_t)at * lanes, lanes, score, lanes);
+      tile.softmax(p.bias.at(kind, head), score, inv, shared + head * lanes, weight + head * lanes);
+      float* out = attended_cm + (size_t)at * lanes;
+      product(D, lanes, tile.rows(), {kv_tm + C + at, 1, kv_stride}, score, lanes,
+              [&](int c, int l, Vec v) INLINE_LAMBDA { store(out + (size_t)c * lanes + l, v * load(inv + l)); });
+    }
+  }
+
+  // x_cm += projection; then the second LayerNorm
+  void middle() {
+    packed_product(C, C, p.wp, attended_cm, lanes, [&](int n, int l, Vec v) INLINE_LAMBDA {
+      float* x = x_cm + (size_t)n * lanes + l;
+      store(x, load(x) + (v + a.weights.proj_bias[n]) * attention_factor);
+    });
+    for (int l = 0; l < lanes; l += LANES) {
+      const float* x = x_cm + l;
+      float* out = normed_cm + l;
+      Vec total[2] = {}, squares[2] = {};
+      for (int c = 0; c < C; c++) total[c & 1] += load(x + (size_t)c * lanes);
+      const Vec mean = (total[0] + total[1]) * (1.0f / C);
+      for (int c = 0; c < C; c++) {
+        const Vec v = load(x + (size_t)c * lanes) - mean;
+        squares[c & 1] += v * v;
+        store(out + (size_t)c * lanes, v);
+      }
+      const Vec variance = (squares[0] + squares[1]) * (1.0f / C) + LAYER_NORM_EPSILON;
+      float roots[LANES];
+      for (int i = 0; i < LANES; i++) roots[i] = 1.0f / sqrtf(variance[i]);
+      const Vec rstd = load(roots);
+      store(rstd2 + l, rstd);
+      for (int c = 0; c < C; c++) store(out + (size_t)c * lanes, load(out + (size_t)c * lanes) * rstd);
+    }
+  }
+
+  void forward() {
+    load_cm(a.x, x_cm);
+    norm1();
+    qkv();
+    attention();
+    middle();
+    packed_product(M, C, p.w1, normed_cm, lanes, [&](int m, int l, Vec v) INLINE_LAMBDA {
+      Vec value, slope;
+      gelu(v + p.b1[m], value, slope);
+      store(hidden_cm + (size_t)m * lanes + l, value);
+    });
+    packed_product(C, M, p.w2, hidden_cm, lanes, [&](int n, int l, Vec v) INLINE_LAMBDA {
+      float* x = x_cm + (size_t)n * lanes + l;
+      store(x, load(x) + (v + a.weights.fc2_bias[n]) * mlp_factor);
+    });
+    for (int t = 0; t < N; t++) targets[t] = a.out + offset[t];
+    scatter_transposed(x_cm, lanes, N, C, targets);
+  }
+
+  // ---- backward
+
+  // sums[row][column] += sum over tokens of y_cm[row][token] x_tm[token][column]
+  void weight_gradient(int rows, const float* y_cm, const float* x_tm, float* sums, float factor = 1.0f) {
+    product(rows, C, N, {y_cm, lanes, 1}, x_tm, padded, [&](int i, int c, Vec v) INLINE_LAMBDA {
+      float* to = sums + (size_t)i * padded + c;
+      store(to, load(to) + v * factor);
+    });
+  }
+
+  // to[c] += factor * sum of `count` rows
+  static void add_rows(const float* rows, int stride, int count, int columns, float factor, float* to) {
+    for (int c = 0; c < columns; c += LANES) {
+      Vec total = {};
+      for (int r = 0; r < count; r++) total += load(rows + (size_t)r * stride + c);
+      store(to + c, load(to + c) + total * factor);
+    }
+  }
+
+  void to_places(const float* cm, float* tm) {
+    for (int t = 0; t < N; t++) targets[t] = tm + (size_t)t * padded;
+    scatter_transposed(cm, lanes, N, C, targets);
+  }
+
+  void mlp_backward(const Sums& s) {
+    packed_product(M, C, p.w1, normed_cm, lanes, [&](int m, int l, Vec v) INLINE_LAMBDA {
+      Vec value, slope;
+      gelu(v + p.b1[m], value, slope);
+      store(hidden_cm + (size_t)m * lanes + l, value);
+      store(slope_cm + (size_t)m * lanes + l, slope);
+    });
+    packed_product(M, C, p.w2_back, dy_cm, lanes, [&](int m, int l, Vec v) INLINE_LAMBDA {
+      float *u = slope_cm + (size_t)m * lanes + l, *b = s.b_fc1 + (size_t)m * LANES;
+      const Vec d = v * load(u) * mlp_factor;
+      store(u, d);
+      store(b, load(b) + d);
+    });
+    weight_gradient(M, hidden_cm, dy_tm, s.fc2, mlp_factor);
+    add_rows(dy_tm, padded, N, padded, mlp_factor, s.b_fc2);
+    packed_product(C, M, p.w1_back, slope_cm, lanes,
+                   [&](int c, int l, Vec v) INLINE_LAMBDA { store(dx_cm + (size_t)c * lanes + l, v); });
+    to_places(normed_cm, normed2_tm);
+    weight_gradient(M, slope_cm, normed2_tm, s.fc1);
+    for (int l = 0; l < lanes; l += LANES) {  // LayerNorm, then the residual
+      const float *xh = normed_cm + l, *dy = dy_cm + l;
+      float* d = dx_cm + l;
+      Vec mean[2] = {}, dot[2] = {};
+      for (int c = 0; c < C; c++) {
+        const Vec v = load(d + (size_t)c * lanes);
+        mean[c & 1] += v;
+        dot[c & 1] += v * load(xh + (size_t)c * lanes);
+      }
+      const Vec rstd = load(rstd2 + l), m1 = (mean[0] + mean[1]) * (1.0f / C), m2 = (dot[0] + dot[1]) * (1.0f / C);
+      for (int c = 0; c < C; c++) {
+        const size_t at = (size_t)c * lanes;
+        store(d + at, load(dy + at) + rstd * (load(d + at) - m1 - load(xh + at) * m2));
+      }
+    }
+  }
+
+  void attention_backward(const Sums& s) {
+    float* d_attended_cm = dy_cm;  // dy is not needed any more
+    packed_product(C, C, p.wp_back, dx_cm, lanes, [&](int c, int l, Vec v) INLINE_LAMBDA {
+      store(d_attended_cm + (size_t)c * lanes + l, v * attention_factor);
+    });
+    to_places(dx_cm, dx_tm);
+    weight_gradient(C, attended_cm, dx_tm, s.proj, attention_factor);
+    add_rows(dx_tm, padded, N, padded, attention_factor, s.b_proj);
+    to_places(d_attended_cm, d_attended_tm);
+    for (int t = 0; t < N; t++) {
+      const float* row = rank[t] < query_rows ? q_tm + (size_t)rank[t] * padded : p.masked_q;
+      memcpy(q_places + (size_t)t * padded, row, sizeof(float) * padded);
+    }
+    const int rows = tile.rows();
+    for (int head = 0; head < heads; head++) {
+      const int at = head * D;
+      float* score = tile_of(head);
+      product(rows, lanes, D, {kv_tm + C + at, kv_stride, 1}, d_attended_cm + (size_t)at * lanes, lanes, d_score, lanes);
+      tile.softmax_backward(p.bias.at(kind, head), score, d_score, inverse + head * lanes, shared + head * lanes,
+                            weight + head * lanes, BiasSums::visible(a.bias, s.bias, head),
+                            a.bias.masked ? BiasSums::masked(a.bias, s.bias, kind, head) : nullptr);
+      float *dq = dq_cm + (size_t)at * lanes, *dk = dkv_tm + at, *dv = dkv_tm + C + at;
+      product(D, lanes, rows, {kv_tm + at, 1, kv_stride}, d_score, lanes,
+              [&](int c, int l, Vec v) INLINE_LAMBDA { store(dq + (size_t)c * lanes + l, v * scale); });
+      product(rows, D, N, {d_score, lanes, 1}, q_places + at, padded, [&](int r, int c, Vec v) INLINE_LAMBDA {
+        store_first(dk + (size_t)r * kv_stride + c, v * scale, D - c < LANES ? D - c : LANES);
+      });
+      product(rows, D, N, {score, lanes, 1}, d_attended_tm + at, padded, [&](int r, int c, Vec v) INLINE_LAMBDA {
+        store_first(dv + (size_t)r * kv_stride + c, v, D - c < LANES ? D - c : LANES);
+      });
+    }
+    for (int t = 0; t < N; t++) targets[t] = dq_tm + (size_t)rank[t] * padded;
+    scatter_transposed(dq_cm, lanes, N, C, targets);
+  }
+
+  void qkv_backward(const Sums& s) {
+    add_rows(dq_tm, padded, query_rows, padded, 1.0f, s.b_qkv);
+    add_rows(dkv_tm, kv_stride, visible_count, kv_stride, 1.0f, s.b_qkv + padded);
+    if (tile.masked) {
+      add_rows(dq_tm + (size_t)query_rows * padded, padded, N - query_rows, padded, 1.0f, s.b_masked);
+      add_rows(dkv_tm + (size_t)visible_count * kv_stride, kv_stride, 1, kv_stride, 1.0f, s.b_masked + padded);
+    }
+    auto add_to = [&](float* sums) {
+      return [=, this](int n, int c, Vec v) INLINE_LAMBDA {
+        float* to = sums + (size_t)n * padded + c;
+        store(to, load(to) + v);
+      };
+    };
+    product(C, C, query_rows, {dq_tm, 1, padded}, normed_tm, padded, add_to(s.qkv));
+    product(2 * C, C, visible_count, {dkv_tm, 1, kv_stride}, normed_tm, padded, add_to(s.qkv + (size_t)C * padded));
+    product(query_rows, C, C, {dq_tm, padded, 1}, p.wq_back, padded, d_normed_tm, padded);
+    product(visible_count, C, 2 * C, {dkv_tm, kv_stride, 1}, p.wkv_back, padded, add_to(d_normed_tm));
+    for (int r = 0; r < query_rows; r++) {
+      const float *d = d_normed_tm + (size_t)r * padded, *xh = normed_tm + (size_t)r * padded;
+      float* dx = dx_tm + (size_t)order[r] * padded;
+      Vec mean = {}, dot = {};
+      for (int c = 0; c < C; c += LANES) {  // padding lanes of the weights, hence of d, are 0
+        mean += load(d + c);
+        dot += load(d + c) * load(xh + c);
+      }
+      const float m1 = sum(mean) / C, m2 = sum(dot) / C;
+      for (int c = 0; c < C; c += LANES)
+        store(dx + c, load(dx + c) + rstd1[r] * (load(d + c) - m1 - load(xh + c) * m2));
+    }
+  }
+
+  void backward(const Sums& s) {
+    load_cm(a.x, x_cm);
+    norm1();
+    qkv();
+    attention();
+    middle();
+    load_cm(a.grad_out, dy_cm);
+    for (int t = 0; t < N; t++)
+      for (int c = 0; c < C; c += LANES)
+        store(dy_tm + (size_t)t * padded + c, load_first(pointers[t] + c, C - c < LANES ? C - c : LANES));
+    mlp_backward(s);
+    attention_backward(s);
+    qkv_backward(s);
+    for (int t = 0; t < N; t++)
+      for (int c = 0; c < C; c += LANES)
+        store_first(a.out + offset[t] + c, load(dx_tm + (size_t)t * padded + c), C - c < LANES ? C - c : LANES);
+  }
+};
+
+// ---- steps
+
+size_t prepared_size(const Problem& a) { return Prepared(a, nullptr).size; }
+size_t sums_size(const Problem& a) { return Sums(a, nullptr).size; }
+int prepare_jobs(const Problem& a) { return PREPARE_JOBS + a.bias.kinds * a.bias.heads; }
+
+void prepare(const Problem& a, float* prepared, int job) {
+  if (job < PREPARE_JOBS) return prepare_job(a, Prepared(a, prepared), job);
+  job -= PREPARE_JOBS;
+  PreparedBias::fill(a.bias, prepared, job / a.bias.heads, job % a.bias.heads);
+}
+
+bool forward(const Problem& a, const float* prepared, int64_t first, int64_t last) {
+  Window window(a, prepared);
+  if (!window.scratch.ok()) return false;
+  for (int64_t w = first; w < last; w++) {
+    window.enter(w);
+    window.forward();
+  }
+  return true;
+}
+
+bool backward(const Problem& a, const float* prepared, float* sums, int64_t first, int64_t last) {
+  Window window(a, prepared);
+  if (!window.scratch.ok()) return false;
+  const Sums s(a, sums);
+  for (int64_t w = first; w < last; w++) {
+    window.enter(w);
+    window.backward(s);
+  }
+  return true;
+}
+
+// Gradients of W, b, g and beta from those of W' = W diag(g) and b' = b + W beta: R = dW' and r = db', one row at a time.
+void unfold_row(int C, const float* R, float r, const float* w, const float* g, const float* beta, float* dw, float* dg,
+                float* dbeta) {
+  for (int c = 0; c < C; c++) {
+    dw[c] = R[c] * g[c] + r * beta[c];
+    dg[c] += w[c] * R[c];
+    dbeta[c] += w[c] * r;
+  }
+}
+
+void finish(const Problem& a, const float* prepared, float* total) {
+  const Prepared p(a, prepared);
+  const Sums s(a, total);
+  const BlockWeights &w = a.weights, &g = a.grads;
+  const int C = p.C, M = p.M, padded = p.padded;
+  for (int head = 0; head < a.bias.heads; head++) BiasSums::finish(p.bias, s.bias, g.bias, head);
+  float* const added_to[] = {g.norm1_weight, g.norm1_bias, g.norm2_weight, g.norm2_bias};
+  for (float* row : added_to) memset(row, 0, sizeof(float) * C);
+  if (g.mask_token) memset(g.mask_token, 0, sizeof(float) * C);
+  for (int n = 0; n < 3 * C; n++) {
+    const int at = n < C ? n : padded + n - C;
+    const float *weight = w.qkv_weight + (size_t)n * C, r = s.b_qkv[at], masked = s.b_masked[at];
+    float* dw = g.qkv_weight + (size_t)n * C;
+    unfold_row(C, s.qkv + (size_t)n * padded, r, weight, w.norm1_weight, w.norm1_bias, dw, g.norm1_weight, g.norm1_bias);
+    g.qkv_bias[n] = r + masked;
+    for (int c = 0; g.mask_token && c < C; c++) {
+      dw[c] += masked * w.mask_token[c];
+      g.mask_token[c] += masked * weight[c];
+    }
+  }
+  for (int m = 0; m < M; m++) {
+    float r = 0.0f;
+    for (int i = 0; i < LANES; i++) r += s.b_fc1[m * LANES + i];
+    g.fc1_bias[m] = r;
+    unfold_row(C, s.fc1 + (size_t)m * padded, r, w.fc1_weight + (size_t)m * C, w.norm2_weight, w.norm2_bias,
+               g.fc1_weight + (size_t)m * C, g.norm2_weight, g.norm2_bias);
+    for (int n = 0; n < C; n++) g.fc2_weight[(size_t)n * M + m] = s.fc2[(size_t)m * padded + n];
+  }
+  for (int n = 0; n < C; n++) {
+    g.fc2_bias[n] = s.b_fc2[n];
+    g.proj_bias[n] = s.b_proj[n];
+    for (int k = 0; k < C; k++) g.proj_weight[(size_t)n * C + k] = s.proj[(size_t)k * padded + n];
+  }
+}
+
+}  // namespace
+
+extern const Steps<SwinBlock> swin_block_steps = {prepared_size, sums_size, prepare_jobs, prepare,
+                                                  forward,       backward,  finish};
+
+}  // namespace MASKED_SWIN_ISA
+}  // namespace masked_swin

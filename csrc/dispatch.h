@@ -1,0 +1,70 @@
+// Chooses the instruction set, and runs an operation's steps in parallel on torch's threads.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace masked_swin {
+
+const Kernels& kernels();  // chosen once
+
+// Windows are cut into chunks by their number alone: sums over windows have the same order, and results the same bits, for
+// any number of threads.
+inline int64_t chunk_count(int64_t windows) { return std::clamp<int64_t>(windows / 16, 1, 64); }
+
+template <class Problem>
+class Run {
+ public:
+  Run(const Problem& problem, const Steps<Problem>& steps, int64_t windows)
+      : problem_(problem), steps_(steps), windows_(windows), prepared_(steps.prepared_size(problem)) {
+    each(steps.prepare_jobs(problem), [&](int64_t job) {
+      steps_.prepare(problem_, prepared_.data(), static_cast<int>(job));
+      return true;
+    });
+  }
+
+  void forward() {
+    each(chunks(), [&](int64_t i) { return steps_.forward(problem_, prepared_.data(), first(i), first(i + 1)); });
+  }
+
+  void backward() {
+    const size_t size = steps_.sums_size(problem_);
+    std::vector<float> sums(size * chunks());
+    each(chunks(), [&](int64_t i) {
+      return steps_.backward(problem_, prepared_.data(), sums.data() + size * i, first(i), first(i + 1));
+    });
+    const int64_t parts = std::min<int64_t>(64, static_cast<int64_t>(size));
+    each(parts, [&](int64_t part) {
+      const size_t begin = size * part / parts, end = size * (part + 1) / parts;
+      for (int64_t i = 1; i < chunks(); i++)
+        kernels().add(sums.data() + begin, sums.data() + size * i + begin, end - begin);
+      return true;
+    });
+    steps_.finish(problem_, prepared_.data(), sums.data());
+  }
+
+ private:
+  int64_t chunks() const { return chunk_count(windows_); }
+  int64_t first(int64_t chunk) const { return windows_ * chunk / chunks(); }
+
+  template <class F>
+  static void each(int64_t count, const F& f) {
+    std::atomic<bool> failed{false};
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++)
+        if (!f(i)) failed = true;
+    });
+    STD_TORCH_CHECK(!failed, "masked_swin: out of memory for scratch");
+  }
+
+  const Problem& problem_;
+  const Steps<Problem>& steps_;
+  int64_t windows_;
+  std::vector<float> prepared_;
+};
+
+}  // namespace masked_swin

@@ -1,0 +1,70 @@
+// Small helpers between torch's stable tensors and the kernels' structs. The operators' schemas, shape functions and gradients
+// are in kernels/ops.py; shapes are checked again in C++ wherever memory is at stake.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace masked_swin {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+inline Tensor contiguous(const Tensor& t, const char* name, ScalarType type = ScalarType::Float) {
+  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == type, "masked_swin: ", name, " has the wrong device or dtype");
+  return torch::stable::contiguous(t);
+}
+inline MaybeTensor contiguous(const MaybeTensor& t, const char* name, ScalarType type = ScalarType::Float) {
+  return t ? MaybeTensor(contiguous(*t, name, type)) : t;
+}
+
+template <class T = float>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+template <class T = float>
+T* data(const MaybeTensor& t) {
+  return t ? data<T>(*t) : nullptr;
+}
+
+inline Tensor empty(const Tensor& like, std::vector<int64_t> sizes) { return torch::stable::new_empty(like, sizes); }
+inline Tensor contiguous_like(const Tensor& t) {
+  return empty(t, std::vector<int64_t>(t.sizes().begin(), t.sizes().end()));
+}
+
+// The kinds of windows among shift regions (pattern_windows, tokens): see PositionBias.
+struct Kinds {
+  std::vector<int32_t> kind, patterns;
+  int count = 1;
+
+  Kinds(const int32_t* regions, int64_t windows, int tokens) : kind(windows), patterns(tokens) {
+    for (int64_t w = 0; w < windows; w++) {
+      const int32_t* mine = regions + w * tokens;
+      const bool mixed = !std::equal(mine + 1, mine + tokens, mine);
+      int found = mixed ? 1 : 0;  // kind 0: a single region
+      while (found && found < count && !std::equal(mine, mine + tokens, patterns.data() + found * tokens)) found++;
+      if (found == count) {
+        patterns.insert(patterns.end(), mine, mine + tokens);
+        count++;
+      }
+      kind[w] = found;
+    }
+  }
+
+  void describe(PositionBias& bias) const {
+    bias.kinds = count;
+    bias.patterns = patterns.data();
+    bias.kind = kind.data();
+    bias.pattern_windows = static_cast<int64_t>(kind.size());
+  }
+};
+
+}  // namespace masked_swin

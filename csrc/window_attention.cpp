@@ -1,0 +1,143 @@
+// The operator window_attention on the CPU.
+#include "dispatch.h"
+#include "tensors.h"
+
+namespace masked_swin {
+namespace {
+
+// The tensor with rows of adjacent (heads, head_dim) and one stride between rows, copied if it has another layout.
+Tensor with_rows(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float && (t.dim() == 3 || t.dim() == 4), "masked_swin: ",
+                  name, " must be float32 on the CPU with 3 or 4 dimensions");
+  const int64_t n = t.dim();
+  const bool dense =
+      t.stride(n - 1) == 1 && t.stride(n - 2) == t.size(n - 1) && (n == 3 || t.stride(0) == t.stride(1) * t.size(1));
+  return dense ? t : torch::stable::contiguous(t);
+}
+
+Rows rows_of(const Tensor& t) { return {data(t), t.stride(t.dim() - 3), t.dim() == 3}; }
+
+// Keeps contiguous copies alive as long as the pointers into them.
+struct Call {
+  Tensor q, k, v, bias;
+  MaybeTensor masked, offsets, position, regions, window_mask;
+  std::optional<Kinds> kinds;
+  WindowAttention a{};
+
+  Call(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& bias_, const MaybeTensor& masked_,
+       const MaybeTensor& offsets_, const MaybeTensor& position_, const MaybeTensor& regions_,
+       const MaybeTensor& window_mask_, double scale)
+      : q(with_rows(q_, "q")),
+        k(with_rows(k_, "k")),
+        v(with_rows(v_, "v")),
+        bias(contiguous(bias_, "bias")),
+        masked(contiguous(masked_, "masked")),
+        offsets(contiguous(offsets_, "offsets", ScalarType::Int)),
+        position(contiguous(position_, "position", ScalarType::Int)),
+        regions(contiguous(regions_, "regions", ScalarType::Int)),
+        window_mask(contiguous(window_mask_, "window_mask")) {
+    a.windows = offsets ? offsets->size(0) - 1 : q.size(0);
+    a.head_dim = static_cast<int>(q.size(q.dim() - 1));
+    a.scale = static_cast<float>(scale);
+    a.q = rows_of(q);
+    a.k = rows_of(k);
+    a.v = rows_of(v);
+    a.masked = data(masked);
+    a.offsets = data<int32_t>(offsets);
+    a.position = data<int32_t>(position);
+    a.window_mask = data(window_mask);
+    a.mask_windows = window_mask ? window_mask->size(0) : 0;
+    a.bias.heads = static_cast<int>(bias.size(0));
+    a.bias.queries = static_cast<int>(bias.size(1));
+    a.bias.keys = static_cast<int>(bias.size(2));
+    a.bias.bias = data(bias);
+    a.bias.masked = a.masked != nullptr;
+    a.bias.penalty = a.masked || !a.k.compact ? -100.0f : EXCLUDED;
+    a.bias.kinds = 1;
+    check();
+    if (regions) {
+      kinds.emplace(data<int32_t>(regions), regions->size(0), a.bias.keys);
+      kinds->describe(a.bias);
+    }
+  }
+
+  // Every index that a kernel will follow stays inside its tensor.
+  void check() const {
+    const Tensor* lists[] = {&q, &k, &v};
+    const int places[] = {a.bias.queries, a.bias.keys, a.bias.keys};
+    for (int i = 0; i < 3; i++) {
+      const Tensor& t = *lists[i];
+      const int64_t n = t.dim();
+      STD_TORCH_CHECK(t.size(n - 2) == a.bias.heads && t.size(n - 1) == a.head_dim,
+                      "masked_swin: q, k, v need (windows, tokens, heads, head_dim) or (rows, heads, head_dim)");
+      const bool fits = n == 4 ? t.size(0) == a.windows && t.size(1) == places[i]
+                               : offsets && position && a.bias.queries == a.bias.keys &&
+                                     a.offsets[a.windows] <= std::min(t.size(0), position->size(0));
+      STD_TORCH_CHECK(fits, "masked_swin: bias, offsets or position do not fit q, k, v");
+    }
+    STD_TORCH_CHECK(!masked || masked->numel() == 3 * a.bias.heads * a.head_dim, "masked_swin: masked does not fit q");
+    STD_TORCH_CHECK(!regions || (regions->dim() == 2 && regions->size(1) == a.bias.keys && regions->size(0) > 0 &&
+                                 a.bias.queries == a.bias.keys),
+                    "masked_swin: regions must be (windows, tokens)");
+    STD_TORCH_CHECK(!window_mask || window_mask->numel() == a.mask_windows * a.bias.queries * a.bias.keys,
+                    "masked_swin: window_mask does not fit bias");
+    if (!offsets) return;
+    bool valid = a.offsets[0] == 0;
+    for (int64_t w = 0; w < a.windows; w++) {
+      const int32_t count = a.offsets[w + 1] - a.offsets[w];
+      valid = valid && count >= 0 && count <= a.bias.keys;
+    }
+    for (int64_t i = 0; valid && i < a.offsets[a.windows]; i++)
+      valid = a.position[i] >= 0 && a.position[i] < a.bias.keys;
+    STD_TORCH_CHECK(valid, "masked_swin: offsets must rise by at most a window, positions lie inside it");
+  }
+};
+
+// Rows behind the last visible token belong to nobody.
+void clear_unused(const Tensor& t, const WindowAttention& a) {
+  if (t.dim() != 3) return;
+  const int64_t row = t.size(1) * t.size(2);
+  std::fill(data(t) + a.offsets[a.windows] * row, data(t) + t.size(0) * row, 0.0f);
+}
+
+Tensor window_attention(Tensor q, Tensor k, Tensor v, Tensor bias, MaybeTensor masked, MaybeTensor offsets,
+                        MaybeTensor position, MaybeTensor regions, MaybeTensor window_mask, double scale) {
+  Call call(q, k, v, bias, masked, offsets, position, regions, window_mask, scale);
+  WindowAttention& a = call.a;
+  Tensor out = a.compact_queries() ? empty(q, {q.size(0), a.bias.heads, a.head_dim})
+                                   : empty(q, {a.windows, a.bias.queries, a.bias.heads, a.head_dim});
+  clear_unused(out, a);
+  a.out = rows_of(out);
+  Run(a, kernels().window_attention, a.windows).forward();
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_backward(
+    Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor bias, MaybeTensor masked, MaybeTensor offsets,
+    MaybeTensor position, MaybeTensor regions, MaybeTensor window_mask, double scale) {
+  Call call(q, k, v, bias, masked, offsets, position, regions, window_mask, scale);
+  WindowAttention& a = call.a;
+  const Tensor d_out = with_rows(grad_out, "grad_out");
+  STD_TORCH_CHECK(d_out.dim() == (a.compact_queries() ? 3 : 4) &&
+                      d_out.numel() == (a.compact_queries() ? q.numel() : a.windows * a.bias.queries * a.bias.heads * a.head_dim),
+                  "masked_swin: grad_out does not fit the output");
+  Tensor dq = contiguous_like(q), dk = contiguous_like(k), dv = contiguous_like(v), d_bias = contiguous_like(bias);
+  Tensor d_masked = masked ? contiguous_like(*masked) : empty(q, {0});
+  for (const Tensor* t : {&dq, &dk, &dv}) clear_unused(*t, a);
+  a.grad_out = rows_of(d_out);
+  a.grad_q = rows_of(dq);
+  a.grad_k = rows_of(dk);
+  a.grad_v = rows_of(dv);
+  a.grad_bias = data(d_bias);
+  a.grad_masked = data(d_masked);
+  Run(a, kernels().window_attention, a.windows).backward();
+  return {dq, dk, dv, d_bias, d_masked};
+}
+
+}  // namespace
+}  // namespace masked_swin
+
+STABLE_TORCH_LIBRARY_IMPL(masked_swin, CPU, m) {
+  m.impl("window_attention_cpu", TORCH_BOX(&masked_swin::window_attention));
+  m.impl("window_attention_cpu_backward", TORCH_BOX(&masked_swin::window_attention_backward));
+}

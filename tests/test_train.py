@@ -1,0 +1,237 @@
+"""The trainer: exact resume, schedules, refusals, and leaving without losing anything."""
+
+import dataclasses
+import json
+import math
+import signal
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor
+
+from masked_swin import MaskedSwinIR, ModelConfig, load_checkpoint, save_checkpoint
+from masked_swin.train import loop
+from masked_swin.train.config import TrainConfig, changed_fields
+from masked_swin.train.loop import Trainer, learning_rate
+
+NETWORK = ModelConfig(embed_dim=12, depths=(1, 2), num_heads=(2, 2), window_size=4, drop_path_rate=0.3)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    """A tiny run on two small images, every random choice of training switched on."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    smooth = np.linspace(0, 255, 40 * 3).reshape(1, 40, 3).repeat(32, axis=0).astype(np.uint8)
+    for name, image in (("a", smooth), ("b", smooth[::-1, ::-1])):
+        PIL.Image.fromarray(image).save(folder / f"{name}.png")
+    return TrainConfig(
+        output=str(tmp_path / "run"),
+        network=NETWORK,
+        data=[str(folder)],
+        validation_data=[str(folder)],
+        validation_size=16,
+        patch_size=16,
+        batch_size=2,
+        iterations=20,
+        learning_rate=1e-3,
+        milestones=(8, 15),
+        checkpoint_interval=5,
+        validation_interval=10,
+        device="cpu",
+    )
+
+
+def trained_state(trainer: Trainer) -> dict[str, Tensor]:
+    state = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
+    state |= {f"average.{name}": value for name, value in trainer.average.state_dict().items()}
+    for index, moments in trainer.optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+    return state
+
+
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config: TrainConfig, tmp_path: Path) -> None:
+    straight = Trainer(config)
+    assert straight.run() == "finished"
+
+    halves = dataclasses.replace(config, output=str(tmp_path / "halves"))
+    assert Trainer(dataclasses.replace(halves, iterations=10)).run() == "finished"
+    torch.manual_seed(12345)  # the global random state must not matter
+    resumed = Trainer(halves)
+    assert resumed.step == 10 and "resuming" in resumed.messages[-1]
+    assert resumed.run() == "finished"
+
+    expected, found = trained_state(straight), trained_state(resumed)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    weights = [load_checkpoint(tmp_path / name / "weights.pth").state_dict() for name in ("run", "halves")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert all(torch.equal(value, weights[0][name]) for name, value in straight.average.state_dict().items())
+
+
+def test_average_follows_its_formula(config: TrainConfig) -> None:
+    trainer = Trainer(dataclasses.replace(config, ema_decay=0.75))
+    expected = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    for _ in range(3):
+        trainer.train_step()
+        expected = [0.75 * old + 0.25 * new.detach() for old, new in zip(expected, trainer.model.parameters(), strict=True)]
+    for value, average in zip(expected, trainer.average.parameters(), strict=True):
+        torch.testing.assert_close(average, value, rtol=1e-5, atol=1e-6)
+
+
+def test_training_lowers_the_loss_and_logs_it(config: TrainConfig) -> None:
+    network = dataclasses.replace(NETWORK, input_mask=None, attention_mask=None, drop_path_rate=0.0)
+    trainer = Trainer(dataclasses.replace(config, network=network, iterations=40, learning_rate=1e-2, milestones=()))
+    first = trainer.train_step()
+    assert trainer.run() == "finished"
+    lines = [json.loads(line) for line in (trainer.folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40]
+    assert lines[-1]["loss"] < first.loss / 2
+    assert lines[-1]["validation_psnr"] > lines[0]["validation_psnr"]
+
+
+def test_masks_come_from_seed_step_and_global_sample(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+    forward = MaskedSwinIR.forward
+
+    def recorded(self: MaskedSwinIR, x: Tensor, *, key: loop.MaskKey, attention_mask: bool = True) -> Tensor:
+        keys.append([part.tolist() for part in key])
+        assert self.training
+        return forward(self, x, key=key, attention_mask=attention_mask)
+
+    monkeypatch.setattr(MaskedSwinIR, "forward", recorded)
+    trainer = Trainer(dataclasses.replace(config, seed=7))
+    trainer.train_step()
+    trainer.train_step()
+    assert keys == [[7, 0, [0, 1]], [7, 1, [2, 3]]]
+
+
+def test_learning_rates(config: TrainConfig) -> None:
+    halved = [learning_rate(config, step) / config.learning_rate for step in (0, 7, 8, 14, 15)]
+    assert halved == [1, 1, 0.5, 0.5, 0.25]
+    cosine = dataclasses.replace(config, schedule="cosine", warmup=3)
+    assert learning_rate(cosine, 0) == pytest.approx(config.learning_rate / 4)
+    assert learning_rate(cosine, 10) == pytest.approx(config.learning_rate / 2)
+    assert 0 < learning_rate(cosine, 19) < config.learning_rate / 50
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    for _ in range(3):
+        trainer.train_step()
+    trainer.save()
+    before = (trainer.folder / loop.STATE_FILE).read_bytes()
+    with torch.no_grad():
+        trainer.model.conv_last.bias.fill_(math.nan)
+    average = [parameter.clone() for parameter in trainer.average.parameters()]
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 3; step 3 is kept in .*latest\.pt"):
+        trainer.run()
+    assert (trainer.folder / loop.STATE_FILE).read_bytes() == before
+    assert all(torch.equal(a, b) for a, b in zip(average, trainer.average.parameters(), strict=True))
+    with pytest.raises(FloatingPointError, match="no checkpoint was written yet"):
+        fresh = Trainer(dataclasses.replace(config, output=config.output + "2", learning_rate=1.0))
+        with torch.no_grad():
+            fresh.model.conv_last.bias.fill_(math.inf)
+        fresh.train_step()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_finish_the_step_and_save(
+    config: TrainConfig, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(number)
+    train_step = Trainer.train_step
+
+    def interrupted(self: Trainer) -> loop.StepResult:
+        if self.step == 6:
+            signal.raise_signal(number)
+        return train_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    assert Trainer(config).run() == "interrupted"
+    assert signal.getsignal(number) == before
+    assert Trainer(config).step == 7
+
+
+def test_time_limit_saves(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    assert trainer.run(time_limit=0.0) == "out of time"
+    assert Trainer(config).step == trainer.step == 0
+
+
+def test_another_run_in_the_folder_is_refused(config: TrainConfig) -> None:
+    Trainer(dataclasses.replace(config, iterations=1)).run()
+    other = dataclasses.replace(config, sigma=25.0, network=dataclasses.replace(NETWORK, attention_mask=0.5))
+    with pytest.raises(ValueError, match=r"other values of: network\.attention_mask, sigma; choose another output"):
+        Trainer(other)
+    with pytest.raises(ValueError, match="resume is false"):
+        Trainer(dataclasses.replace(config, resume=False))
+    PIL.Image.new("RGB", (20, 20)).save(Path(config.data[0]) / "c.png")
+    with pytest.raises(ValueError, match="other values of: training images"):
+        Trainer(config)
+
+
+def test_unreadable_state_is_named(config: TrainConfig) -> None:
+    folder = Path(config.output)
+    folder.mkdir()
+    for content in (b"", b"torn"):
+        (folder / loop.STATE_FILE).write_bytes(content)
+        with pytest.raises(ValueError, match=r"latest\.pt: not a readable training state"):
+            Trainer(config)
+    torch.save({"format": 99}, folder / loop.STATE_FILE)
+    with pytest.raises(ValueError, match="not a training state of format 1"):
+        Trainer(config)
+
+
+def test_initial_weights(config: TrainConfig, tmp_path: Path) -> None:
+    twin = MaskedSwinIR(dataclasses.replace(NETWORK, input_mask=None, attention_mask=None))
+    save_checkpoint(twin, tmp_path / "twin.pth")
+    trainer = Trainer(dataclasses.replace(config, initial_weights=str(tmp_path / "twin.pth")))
+    assert trainer.model.config == NETWORK and trainer.model.training
+    for a, b in zip(trainer.model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+    wider = dataclasses.replace(NETWORK, embed_dim=16)
+    with pytest.raises(ValueError, match=r"twin\.pth"):
+        Trainer(dataclasses.replace(config, network=wider, initial_weights=str(tmp_path / "twin.pth")))
+
+
+def test_changed_fields_ignores_what_leaves_the_weights_alone(config: TrainConfig) -> None:
+    plain = config.as_dict()
+    moved = dataclasses.replace(config, output="elsewhere", iterations=99, threads=3, checkpoint_interval=1).as_dict()
+    assert changed_fields(plain, moved) == []
+    cosine = dataclasses.replace(config, schedule="cosine")
+    longer = dataclasses.replace(cosine, iterations=99).as_dict()
+    assert changed_fields(cosine.as_dict(), longer) == ["iterations"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"ema_decay": 1.0}, "ema_decay: expected 0 <= decay < 1"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"threads": 0}, "threads"),
+        ({"milestones": (5, 3)}, "milestones: expected increasing"),
+    ],
+)
+def test_values_outside_their_range_are_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**change)  # type: ignore[arg-type]
+
+
+def test_unusable_data_and_device_are_named(config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match="smaller than 64 x 64"):
+        Trainer(dataclasses.replace(config, patch_size=64))
+    with pytest.raises(ValueError, match="device 'tpu'"):
+        Trainer(dataclasses.replace(config, device="tpu"))
+    grey = dataclasses.replace(NETWORK, in_channels=1, image_mean=(0.0,))
+    with pytest.raises(ValueError, match=r"network\.in_channels"):
+        Trainer(dataclasses.replace(config, network=grey))
