@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -16,35 +17,57 @@ const Kernels& kernels();  // chosen once
 // any number of threads.
 inline int64_t chunk_count(int64_t windows) { return std::clamp<int64_t>(windows / 16, 1, 64); }
 
+// Memory that the calling thread keeps from call to call; what it holds is arbitrary.
+struct Buffers {
+  std::vector<float> prepared, sums;
+  static float* grown(std::vector<float>& buffer, size_t size) {
+    constexpr size_t LINE = 64;  // bytes: vectors that cross cache lines are slow
+    const size_t spare = LINE / sizeof(float);
+    if (buffer.size() < size + spare) {
+      buffer = {};  // before the new one is made
+      buffer.resize(size + spare);
+    }
+    void* start = buffer.data();
+    size_t space = buffer.size() * sizeof(float);
+    return static_cast<float*>(std::align(LINE, size * sizeof(float), start, space));
+  }
+  static Buffers& mine() {
+    static thread_local Buffers buffers;
+    return buffers;
+  }
+};
+
 template <class Problem>
 class Run {
  public:
   Run(const Problem& problem, const Steps<Problem>& steps, int64_t windows)
-      : problem_(problem), steps_(steps), windows_(windows), prepared_(steps.prepared_size(problem)) {
+      : problem_(problem), steps_(steps), windows_(windows) {
+    prepared_ = Buffers::grown(Buffers::mine().prepared, steps.prepared_size(problem));
     each(steps.prepare_jobs(problem), [&](int64_t job) {
-      steps_.prepare(problem_, prepared_.data(), static_cast<int>(job));
+      steps_.prepare(problem_, prepared_, static_cast<int>(job));
       return true;
     });
   }
 
   void forward() {
-    each(chunks(), [&](int64_t i) { return steps_.forward(problem_, prepared_.data(), first(i), first(i + 1)); });
+    each(chunks(), [&](int64_t i) { return steps_.forward(problem_, prepared_, first(i), first(i + 1)); });
   }
 
   void backward() {
-    const size_t size = steps_.sums_size(problem_);
-    std::vector<float> sums(size * chunks());
+    const size_t size = (steps_.sums_size(problem_) + 15) / 16 * 16;
+    float* sums = Buffers::grown(Buffers::mine().sums, size * chunks());
     each(chunks(), [&](int64_t i) {
-      return steps_.backward(problem_, prepared_.data(), sums.data() + size * i, first(i), first(i + 1));
+      std::fill_n(sums + size * i, size, 0.0f);
+      return steps_.backward(problem_, prepared_, sums + size * i, first(i), first(i + 1));
     });
     const int64_t parts = std::min<int64_t>(64, static_cast<int64_t>(size));
     each(parts, [&](int64_t part) {
       const size_t begin = size * part / parts, end = size * (part + 1) / parts;
       for (int64_t i = 1; i < chunks(); i++)
-        kernels().add(sums.data() + begin, sums.data() + size * i + begin, end - begin);
+        kernels().add(sums + begin, sums + size * i + begin, end - begin);
       return true;
     });
-    steps_.finish(problem_, prepared_.data(), sums.data());
+    steps_.finish(problem_, prepared_, sums);
   }
 
  private:
@@ -64,7 +87,7 @@ class Run {
   const Problem& problem_;
   const Steps<Problem>& steps_;
   int64_t windows_;
-  std::vector<float> prepared_;
+  float* prepared_;
 };
 
 }  // namespace masked_swin

@@ -69,17 +69,22 @@ def test_folder_names_what_it_skips_and_changes(folder: Path) -> None:
     for name in ("small.png", "notes.txt", "empty.png", "truncated.png", "torn.jpg", "corrupt.png", "float.tif"):
         assert name in skipped
     assert len(found.skipped) == 7
-    assert "40 x 5 pixels, smaller than 16 x 16" in skipped and "empty file" in skipped
+    assert "40 x 5 pixels, smaller than 16 x 16" in skipped
+    assert "empty file" in skipped
     notes = "\n".join(found.notes)
-    assert "c_alpha.png: transparency dropped" in notes and "f_16bit.png: 16 bits" in notes and len(found.notes) == 2
+    assert "c_alpha.png: transparency dropped" in notes
+    assert "f_16bit.png: 16 bits" in notes
+    assert len(found.notes) == 2
 
 
 def test_pixels_survive(folder: Path) -> None:
     assert np.array_equal(read_image(folder / "a_rgb.png").pixels, picture())
     assert np.array_equal(read_image(folder / "c_alpha.png").pixels, picture())
     sixteen = read_image(folder / "f_16bit.png")
-    assert sixteen.grey and np.array_equal(sixteen.pixels, np.repeat(picture()[:, :, :1], 3, axis=2))
-    assert read_image(folder / "b_grey.png").grey and not read_image(folder / "a_rgb.png").grey
+    assert sixteen.grey
+    assert np.array_equal(sixteen.pixels, np.repeat(picture()[:, :, :1], 3, axis=2))
+    assert read_image(folder / "b_grey.png").grey
+    assert not read_image(folder / "a_rgb.png").grey
 
 
 def test_nothing_usable_is_an_error_that_lists_the_reasons(tmp_path: Path) -> None:
@@ -101,7 +106,9 @@ def test_builtin_images_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None
     found = builtin_images(BUILTIN_TRAIN + BUILTIN_HELD_OUT)
     assert len(found.images) == len(found.names) == 9
     for image in found.images:
-        assert image.dtype == np.uint8 and image.shape[2] == 3 and min(image.shape[:2]) >= 256
+        assert image.dtype == np.uint8
+        assert image.shape[2] == 3
+        assert min(image.shape[:2]) >= 256
         assert (image[..., 0] != image[..., 1]).any()  # colour
 
 
@@ -113,9 +120,12 @@ def sampler(seed: int = 0, batch_size: int = 4, sigma: float = 15.0) -> PatchSam
 def test_batch_is_a_function_of_seed_and_step() -> None:
     first, again, later, other = (sampler().batch(5), sampler().batch(5), sampler().batch(6), sampler(seed=1).batch(5))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first.noisy, later.noisy) and not torch.equal(first.noisy, other.noisy)
-    assert first.clean.shape == (4, 3, 16, 16) and first.clean.dtype == torch.float32
-    assert first.sample.tolist() == [20, 21, 22, 23] and first.sample.dtype == torch.int64
+    assert not torch.equal(first.noisy, later.noisy)
+    assert not torch.equal(first.noisy, other.noisy)
+    assert first.clean.shape == (4, 3, 16, 16)
+    assert first.clean.dtype == torch.float32
+    assert first.sample.tolist() == [20, 21, 22, 23]
+    assert first.sample.dtype == torch.int64
 
 
 def test_samples_do_not_depend_on_the_batch_size() -> None:
@@ -129,8 +139,10 @@ def test_patches_are_flipped_crops_with_clipped_noise() -> None:
     seen = {to_array(patch).tobytes() for patch in drawn.clean}
     image = square.astype(np.float32) / np.float32(255)
     modes = {np.rot90(view, turns).tobytes() for view in (image, image[:, ::-1]) for turns in range(4)}
-    assert seen == modes and len(modes) == 8
-    assert drawn.noisy.min() == 0 and drawn.noisy.max() == 1
+    assert seen == modes
+    assert len(modes) == 8
+    assert drawn.noisy.min() == 0
+    assert drawn.noisy.max() == 1
     inner = (drawn.clean > 0.3) & (drawn.clean < 0.7)
     assert (drawn.noisy - drawn.clean)[inner].std().item() == pytest.approx(15 / 255, rel=0.03)
     assert torch.equal(sampler(sigma=0).batch(0).noisy, sampler(sigma=0).batch(0).clean)

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from masked_swin.train.data import generator
-from masked_swin.train.degradations import LEVELS, NOISES, add_noise, correlated, gaussian, poisson, salt_pepper, speckle
+from masked_swin.train.degradations import (
+    LEVELS,
+    NOISES,
+    add_noise,
+    correlated,
+    gaussian,
+    poisson,
+    salt_pepper,
+    speckle,
+)
 
 GREY = np.full((400, 400, 3), 0.5, dtype=np.float32)
 
@@ -19,8 +28,10 @@ def test_same_seed_same_bytes_and_in_range(noise: str, level: int) -> None:
     image = draw(7).random((33, 47, 3), dtype=np.float32)
     before = image.copy()
     noisy = add_noise(image, noise, level, draw(1))
-    assert noisy.shape == image.shape and noisy.dtype == np.float32
-    assert noisy.min() >= 0 and noisy.max() <= 1
+    assert noisy.shape == image.shape
+    assert noisy.dtype == np.float32
+    assert noisy.min() >= 0
+    assert noisy.max() <= 1
     assert np.array_equal(noisy, add_noise(image, noise, level, draw(1)))
     assert not np.array_equal(noisy, add_noise(image, noise, level, draw(2)))
     assert np.array_equal(image, before)
@@ -30,7 +41,8 @@ def test_same_seed_same_bytes_and_in_range(noise: str, level: int) -> None:
 def test_levels_rise(noise: str) -> None:
     image = draw(7).random((200, 200, 3), dtype=np.float32)
     errors = [np.mean((add_noise(image, noise, level, draw(1)) - image) ** 2) for level in (1, 2, 3, 4)]
-    assert errors == sorted(errors) and errors[0] < errors[3]
+    assert errors == sorted(errors)
+    assert errors[0] < errors[3]
 
 
 def test_gaussian_strength() -> None:
@@ -64,7 +76,8 @@ def test_correlated_field_is_a_mean_of_nine() -> None:
     assert np.std(noise) == pytest.approx(40 / 255 / 3, rel=0.03)
     neighbours = np.corrcoef(noise[:, :-1].ravel(), noise[:, 1:].ravel())[0, 1]
     far = np.corrcoef(noise[:, :-3].ravel(), noise[:, 3:].ravel())[0, 1]
-    assert neighbours == pytest.approx(2 / 3, abs=0.02) and abs(far) < 0.02
+    assert neighbours == pytest.approx(2 / 3, abs=0.02)
+    assert abs(far) < 0.02
 
 
 def test_one_table_of_four_levels() -> None:

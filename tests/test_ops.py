@@ -3,6 +3,8 @@
 import pytest
 import torch
 from attention_cases import USES, make_case
+from torch._dynamo.testing import CompileCounterWithBackend
+
 from masked_swin.kernels import (
     CPU_LIBRARY,
     SwinBlockWeights,
@@ -12,7 +14,6 @@ from masked_swin.kernels import (
     token_mask,
     window_attention,
 )
-from torch._dynamo.testing import CompileCounterWithBackend
 
 pytestmark = pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
 CHANNELS, HEADS = 12, 3
@@ -39,6 +40,19 @@ def operator_arguments(use):
 @pytest.mark.parametrize("use", USES)
 def test_opcheck_window_attention(use):
     torch.library.opcheck(torch.ops.masked_swin.window_attention_cpu.default, operator_arguments(use))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_opcheck_swin_block(mode):
+    weights = [w.detach().requires_grad_() for w in random_weights()[:13]]
+    weights[4] = torch.randn(HEADS, 16, 16, requires_grad=True)
+    windows = Windows(8, 8, (4, 4), (2, 2))
+    plan = VisibleTokens.from_keep(torch.rand(2, 64) < 0.4, windows)
+    x = torch.randn(2, 8, 8, CHANNELS, requires_grad=True)
+    token = torch.randn(CHANNELS, requires_grad=True) if mode == 1 else None
+    arguments = (x, weights, token, plan.image_keep, plan.regions, torch.rand(2, 2), 4, 4, 2, 2, mode)
+    torch.library.opcheck(torch.ops.masked_swin.swin_block_cpu.default, arguments)
 
 
 def test_opcheck_token_mask():

@@ -32,7 +32,7 @@ SHAPES = {
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_output_and_every_gradient_against_float64(use, shape):
-    """Errors against the specification in float64 are at most twice those of torch's own fp32 ops, mean of seeds."""
+    """Errors against float64 are at most twice those of torch's own fp32 ops, plus one rounding; mean of seeds."""
     errors: dict[str, list[tuple[float, float]]] = {}
     for seed in range(3):
         case = make_case(use, seed=seed, **SHAPES[shape])
@@ -49,7 +49,7 @@ def test_output_and_every_gradient_against_float64(use, shape):
                 errors.setdefault(name, []).append((relative_error(value, exact), relative_error(yardstick, exact)))
     for name, pairs in errors.items():
         ours, eager = (mean_error([pair[i] for pair in pairs]) for i in (0, 1))
-        assert ours <= 2 * eager + 5e-8, f"{name}: {ours:.1e}, torch {eager:.1e}"
+        assert ours <= 2 * eager + 1.2e-7, f"{name}: {ours:.1e}, torch {eager:.1e}"
 
 
 @pytest.mark.parametrize("use", USES)

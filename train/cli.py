@@ -12,11 +12,10 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from masked_swin.train.config import TrainConfig, apply_preset, train_config, train_parser
-from masked_swin.train.denoising import AttentionMask, denoise_files, load_weights
 from masked_swin.train.demo import run_demo
+from masked_swin.train.denoising import AttentionMask, denoise_files, load_weights
 from masked_swin.train.doctor import report
-from masked_swin.train.loop import Trainer, WEIGHTS_FILE
-
+from masked_swin.train.loop import WEIGHTS_FILE, Trainer
 
 INTERRUPTED = 130
 
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _underscored(argument: str) -> str:
-    """`--attention-mask=off` as `--attention_mask=off`: flags are spelled as the configuration's fields, or with dashes."""
+    """`--attention-mask=off` as `--attention_mask=off`: flags are spelled like configuration fields, or with dashes."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
@@ -75,14 +74,12 @@ def _denoise_parser() -> ArgumentParser:
 
 
 def _demo_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Train two small networks on built-in images and compare them on unseen noises.")
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder of the report, images and checkpoints")
+    parser = ArgumentParser(description="Train two small networks on built-in images, compare them on unseen noises.")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder of the report, images, checkpoints")
     parser.add_argument("--seconds", type=PositiveFloat, default=80.0, help="training time of each network")
-    parser.add_argument(
-        "--steps", type=PositiveInt | None, default=None, help="exact number of steps instead, for the same figures again"
-    )
+    parser.add_argument("--steps", type=PositiveInt | None, default=None, help="exact number of steps instead")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of weights, patches, noises and masks")
-    parser.add_argument("--threads", type=PositiveInt | None, default=None, help="of torch; none: its own choice")
+    parser.add_argument("--threads", type=PositiveInt | None, default=None, help="of torch; none: the fastest here")
     return parser
 
 
@@ -97,7 +94,8 @@ def _train(config: TrainConfig) -> int:
 
 
 def _denoise(options: Namespace) -> int:
-    _set_threads(options.threads)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     outcome = denoise_files(
         load_weights(options.model),
         options.input,
@@ -120,14 +118,13 @@ def _doctor(options: Namespace) -> int:
 
 
 def _demo(options: Namespace) -> int:
-    _set_threads(options.threads)
-    print(run_demo(options.output, seconds=options.seconds, steps=options.steps, seed=options.seed))
+    # The parser's restricted types are subclasses of numbers, which YAML does not write: plain ones from here on.
+    steps, threads = (None if number is None else int(number) for number in (options.steps, options.threads))
+    path = run_demo(
+        options.output, seconds=float(options.seconds), steps=steps, threads=threads, seed=int(options.seed)
+    )
+    print(path)
     return 0
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def _fail(error: Exception, code: int = 1) -> int:

@@ -62,8 +62,8 @@ class TrainConfig:
     preset: str = DEFAULT_PRESET
     network: ModelConfig = field(default_factory=lambda: PRESETS[DEFAULT_PRESET])
     initial_weights: str | None = None
-    data: list[str] = field(default_factory=list)
-    validation_data: list[str] = field(default_factory=list)
+    data: list[str] | str = field(default_factory=list)
+    validation_data: list[str] | str = field(default_factory=list)
     validation_size: int = 256
     patch_size: int = 64
     batch_size: int = 64
@@ -83,6 +83,9 @@ class TrainConfig:
     resume: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("data", "validation_data"):  # a single path needs no list
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
         lowest = {
             "validation_size": 16,
             "patch_size": 1,

@@ -1,8 +1,8 @@
 """Images in memory, and training batches that are a pure function of (seed, step).
 
 Every training sample has a global id, step * batch_size + its place in the batch, and is drawn from a counter-based
-generator keyed (seed, id): resuming needs the step only, and neither batching nor splitting a batch over processes changes
-a sample.
+generator keyed (seed, id): resuming needs the step only, and neither batching nor splitting a batch over processes
+changes a sample.
 """
 
 from collections.abc import Iterable, Sequence
@@ -55,7 +55,7 @@ class DecodedImage(NamedTuple):
 
 
 def read_image(path: Path) -> DecodedImage:
-    """Any Pillow format as 8-bit RGB, turned upright as EXIF says: grey expanded, alpha dropped (noted), 16 bits rounded (noted).
+    """Any Pillow format as 8-bit RGB, upright as EXIF says; grey is expanded, alpha dropped, 16 bits rounded (noted).
 
     Raises:
         ValueError: not an image, truncated or corrupt, or of float or 32-bit pixels; the message names the file.
@@ -195,7 +195,7 @@ class PatchSampler:
 
     def _sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         random = generator(self.seed, index, TRAINING_STREAM)
-        image = self.images[random.integers(len(self.images))]
+        image = self.images[int(random.integers(len(self.images)))]
         size = self.patch_size
         top = random.integers(image.shape[0] - size + 1)
         left = random.integers(image.shape[1] - size + 1)

@@ -1,9 +1,9 @@
 """Synthetic noises on float images (H, W, C) in [0, 1]: seeded, vectorised, clipped to [0, 1].
 
-Formulas as in the public test scripts of masked image training: Gaussian; Poisson with a strength `alpha` over the scaled
-counts of `imnoise`-like code; speckle and salt-and-pepper as MATLAB `imnoise`. Ours, as no public source gives them: the
-levels below, the spatially correlated Gaussian and the mixture. No published noise was seeded; here the generator is an
-argument, so one seed gives the same bytes on every run.
+Formulas of the public test scripts of masked image training: Gaussian; Poisson, its deviation scaled by `alpha`;
+speckle and salt-and-pepper as MATLAB `imnoise`. Ours, as no public source gives them: the levels below, the spatially
+correlated Gaussian and the mixture. No published noise was seeded; here the generator is an argument, so that one seed
+gives the same bytes on every run.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 import PIL.Image
-import torch
 from tqdm import tqdm
 
 from masked_swin import PRESETS, MaskedSwinIR, denoise, load_model
@@ -39,8 +38,8 @@ def load_weights(name: str) -> MaskedSwinIR:
     """
     if name in PRESETS:
         raise ValueError(
-            f"model {name!r} is a preset, an architecture without weights; expected a checkpoint (.pth or .safetensors), "
-            f"such as weights.pth of a `masked-swin train --preset {name}` run"
+            f"model {name!r} is a preset, an architecture without weights; expected a checkpoint (.pth or "
+            f".safetensors), such as weights.pth of a `masked-swin train --preset {name}` run"
         )
     if not Path(name).is_file():
         raise ValueError(f"model {name!r}: no such checkpoint file")
@@ -61,8 +60,8 @@ def denoise_files(
 ) -> Outcome:
     """Denoise the file `source`, or every file below the folder `source`, into the folder `output`.
 
-    Relative names and formats are kept. A file that is no image, or cannot be written, is named in the outcome and the rest
-    is done. Greys stay grey; 16 bits become 8 and transparency is dropped, which the notes say.
+    Relative names and formats are kept. A file that is no image, or cannot be written, is named in the outcome and the
+    rest is done. Greys stay grey; 16 bits become 8 and transparency is dropped, which the notes say.
 
     Raises:
         ValueError: nothing to do, or a result would take the place of an input.
@@ -86,7 +85,7 @@ def denoise_files(
             restored = denoise(model, noisy, attention_mask=attention_mask, average=average, seed=seed)
             image = PIL.Image.fromarray(to_uint8(to_array(restored)))
             _save(image.convert("L") if decoded.grey else image, target, decoded.format)
-        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: torch out of memory
             text = str(error)
             outcome.failures.append(text if str(path) in text else f"{path}: {text}")
             continue

@@ -13,6 +13,7 @@ def report() -> str:
     """Versions, processor, and each kernel backend with the reason why it cannot run."""
     lines = ["versions"]
     lines += [f"  {name:12} {text}" for name, text in _versions().items()]
+    library = f"loaded, {CPU_LIBRARY.instruction_set}" if CPU_LIBRARY.loaded else f"not loaded: {CPU_LIBRARY.why_not}"
     lines += [
         "processor",
         f"  cores        {os.cpu_count()}",
@@ -20,7 +21,7 @@ def report() -> str:
         f"  instructions {torch.backends.cpu.get_cpu_capability()} (torch)",
         f"  cuda         {_cuda()}",
         "native library",
-        f"  C++ kernels  {f'loaded, {CPU_LIBRARY.instruction_set}' if CPU_LIBRARY.loaded else f'not loaded: {CPU_LIBRARY.why_not}'}",
+        f"  C++ kernels  {library}",
         "kernel backends, the first that can run is taken",
     ]
     for operation, name, why_not in backend_report():
@@ -29,8 +30,12 @@ def report() -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("masked_swin", "torch", "triton", "numpy", "pillow"):
+    versions = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+    }
+    for package in ("masked_swin", "triton", "numpy", "pillow"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

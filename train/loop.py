@@ -51,8 +51,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 class Trainer:
     """One training run in `config.output`.
 
-    `step` counts finished steps, `model` is what is trained, `average` what is validated and exported, `messages` holds what
-    the user should be told of the data and of resuming.
+    `step` counts finished steps, `model` is what is trained, `average` what is validated and exported, `messages` holds
+    what the user should be told of the data and of resuming.
 
     Raises:
         ValueError: unusable data or initial weights, or an output folder that holds another run.
@@ -60,7 +60,9 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         if config.network.in_channels != 3:
-            raise ValueError(f"network.in_channels: the trainer reads RGB images, expected 3, got {config.network.in_channels}")
+            raise ValueError(
+                f"network.in_channels: images are read as RGB, expected 3, got {config.network.in_channels}"
+            )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config
@@ -111,7 +113,9 @@ class Trainer:
         loss = F.l1_loss(output, clean)
         loss_value = loss.item()
         if not math.isfinite(loss_value):
-            kept = "no checkpoint was written yet" if self.saved_step is None else f"step {self.saved_step} is kept in {self.folder / STATE_FILE}"
+            kept = "no checkpoint was written yet"
+            if self.saved_step is not None:
+                kept = f"step {self.saved_step} is kept in {self.folder / STATE_FILE}"
             raise FloatingPointError(f"the loss is {loss_value} at step {step}; {kept}; try a lower learning_rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -152,7 +156,7 @@ class Trainer:
             return "interrupted" if interrupted() else "out of time"
 
     def validate(self) -> float | None:
-        """Mean PSNR in dB of the average weights on the validation images under the training noise; None without images."""
+        """Mean PSNR in dB of the average weights on the validation images, training noise; None without images."""
         scores = []
         for index, image in enumerate(self.validation):
             clean = image.astype(np.float32) / 255
@@ -186,7 +190,9 @@ class Trainer:
     def _resume(self) -> None:
         path = self.folder / STATE_FILE
         if not self.config.resume:
-            raise ValueError(f"{path} holds the state of a run and resume is false; choose another output folder or remove it")
+            raise ValueError(
+                f"{path} holds a run and resume is false; choose another output folder or remove that file"
+            )
         state = _load_state(path)
         changes = changed_fields(state["config"], self.config.as_dict())
         if state["data"] != self.fingerprint:
@@ -233,8 +239,8 @@ class Trainer:
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGINT or SIGTERM arrived; the step under way is finished first.
 
-    The first signal restores the former handlers, so that a second one acts at once. Outside the main thread signals keep
-    their handlers.
+    The first signal restores the former handlers, so that a second one acts at once. Outside the main thread signals
+    keep their handlers.
     """
     requested = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-import torch
 
 from masked_swin import ModelConfig
 from masked_swin.checkpoint import atomic_write
@@ -100,7 +99,7 @@ def write_report(report: Report, folder: Path) -> Path:
         report=report,
         titles=NOISE_TITLES,
         chart=_chart(report.comparisons),
-        unseen_gap=statistics.mean(row.psnr["masked"] - row.psnr["unmasked"] for row in report.comparisons[1:]),
+        leads=_leads(report.comparisons),
         versions={
             "python": platform.python_version(),
             "torch": importlib.metadata.version("torch"),
@@ -111,6 +110,17 @@ def write_report(report: Report, folder: Path) -> Path:
     with atomic_write(path) as file:
         file.write(page.encode())
     return path
+
+
+def _leads(comparisons: list[Comparison]) -> dict[int, float]:
+    """By level, how many dB the masked network is ahead of the unmasked one, mean over the unseen noises."""
+    levels = sorted({row.level for row in comparisons if not row.in_domain})
+    return {
+        level: statistics.mean(
+            row.psnr["masked"] - row.psnr["unmasked"] for row in comparisons if row.level == level and not row.in_domain
+        )
+        for level in levels
+    }
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,7 @@ def _chart(comparisons: list[Comparison]) -> list[_Bar]:
     longest = max(max(gain.values()) for gain in gains)
     return [
         _Bar(
-            label=NOISE_TITLES[comparison.noise][0],
+            label=f"{NOISE_TITLES[comparison.noise][0]}, level {comparison.level}",
             in_domain=comparison.in_domain,
             gains=gain,
             widths={kind: max(0.0, 100 * value / longest) if longest > 0 else 0.0 for kind, value in gain.items()},

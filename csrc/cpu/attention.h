@@ -15,20 +15,25 @@ namespace {
 // Stands for minus infinity: a query whose best score is below `NO_KEY` has no key at all and gets 0.
 constexpr float NO_KEY = -1e29f;
 
-struct Bias {            // of one head, [key of the window][query]
+struct Bias {              // of one head, [key of the window][query]
   const float* bias;
-  const float* top;      // [query]: largest bias over the keys
-  const float* exp_bias; // exp(bias - top)
+  const float* top;        // [query]: largest bias over the keys
+  const float* exp_total;  // [query]: sum of exp_bias over the keys
+  const float* exp_bias;   // exp(bias - top)
 };
 
-// bias - > top and exp_bias
-void exponentiate(int keys, int lanes, const float* bias, float* top, float* exp_bias) {
+// bias -> top, exp_total and exp_bias
+void exponentiate(int keys, int lanes, const float* bias, float* top, float* exp_total, float* exp_bias) {
   for (int l = 0; l < lanes; l += LANES) {
-    Vec most = load(bias + l);
+    Vec most = load(bias + l), total = {};
     for (int j = 1; j < keys; j++) most = max(most, load(bias + (size_t)j * lanes + l));
     store(top + l, most);
-    for (int j = 0; j < keys; j++)
-      store(exp_bias + (size_t)j * lanes + l, exp(load(bias + (size_t)j * lanes + l) - most));
+    for (int j = 0; j < keys; j++) {
+      const Vec e = exp(load(bias + (size_t)j * lanes + l) - most);
+      store(exp_bias + (size_t)j * lanes + l, e);
+      total += e;
+    }
+    store(exp_total + l, total);
   }
 }
 
@@ -45,6 +50,11 @@ struct Tile {
   int rows() const { return keys + masked; }
   bool any_masked() const { return masked && keys < all_keys; }
 
+  // Whether `part` of the sum of all exp(bias) is so large that a difference from the whole is exact.
+  bool mostly_masked(const Bias& b, Vec part, int l) const {
+    return all_above(part, load(b.exp_total + l) * 0.1f);
+  }
+
   // Sum over the masked keys of exp(bias - top).
   Vec masked_weight(const Bias& b, int l) const {
     Vec sum[2] = {};
@@ -54,9 +64,43 @@ struct Tile {
     return sum[0] + sum[1];
   }
 
+  // The same as `softmax` below, faster: exp(q.k - maximum) exp(bias) needs neither the bias nor the masked keys' rows. False if
+  // some sum is too small to be exact, or no key is there: the scores must then be computed again, for `softmax`.
+  __attribute__((noinline)) bool factored_softmax(const Bias& b, float* score, float* inverse, float* shared,
+                                                  float* weight) const {
+    constexpr float SAFE = 1e-3f;  // the largest exponents are then small, and so is their rounding error
+    for (int l = 0; l < width; l += LANES) {
+      const Vec factor = splat(scale);
+      Vec most = splat(EXCLUDED);
+      for (int j = 0; j < rows() - (masked && !any_masked()); j++) most = max(most, load(score + (size_t)j * lanes + l) * factor);
+      Vec total = {}, seen = {};
+      for (int j = 0; j < keys; j++) {
+        float* s = score + (size_t)j * lanes + l;
+        const Vec exp_bias = load(b.exp_bias + (size_t)row[j] * lanes + l);
+        const Vec e = exp(load(s) * factor - most) * exp_bias;
+        store(s, e);
+        total += e;
+        seen += exp_bias;
+      }
+      if (masked) {
+        float* masked_row = score + (size_t)keys * lanes + l;
+        const Vec common = any_masked() ? exp(load(masked_row) * factor - most) : Vec{};
+        const Vec rest = load(b.exp_total + l) - seen;
+        const Vec w = mostly_masked(b, rest, l) ? rest : masked_weight(b, l);
+        store(shared + l, common);
+        store(weight + l, w);
+        store(masked_row, common * w);
+        total += common * w;
+      }
+      if (!all_above(total, splat(SAFE))) return false;
+      store(inverse + l, 1.0f / total);
+    }
+    return true;
+  }
+
   // score: q.k -> exponentials, unnormalised. Per query: their inverse sum, and for the masked keys the common factor
   // `shared` = exp(scale q.k_m + top - maximum) and `weight`; row `keys` of score = shared * weight.
-  void softmax(const Bias& b, float* score, float* inverse, float* shared, float* weight) const {
+  __attribute__((noinline)) void softmax(const Bias& b, float* score, float* inverse, float* shared, float* weight) const {
     for (int l = 0; l < width; l += LANES) {
       Vec most = splat(EXCLUDED);
       for (int j = 0; j < keys; j++) {
@@ -86,9 +130,9 @@ struct Tile {
   }
 
   // score: exponentials -> probabilities; d_score: gradient of the probabilities -> of the scores. The gradient of the bias
-  // is added to d_bias [key][query] for the visible keys, less the part exp_bias * U of the masked keys, whose sum over
-  // windows, sum_u, is added for every key at the end (`masked_bias_gradient`).
-  void softmax_backward(const Bias& b, float* score, float* d_score, const float* inverse, const float* shared,
+  // is added to d_bias [key][query]: ds for a visible key, exp_bias * U for a masked one. Where most keys are masked, U goes
+  // into sum_u instead, from which every key gets exp_bias * U at the end; here it is taken back for the visible ones.
+  __attribute__((noinline)) void softmax_backward(const Bias& b, float* score, float* d_score, const float* inverse, const float* shared,
                         const float* weight, float* d_bias, float* sum_u) const {
     for (int l = 0; l < width; l += LANES) {
       const Vec scale_p = load(inverse + l);
@@ -104,7 +148,16 @@ struct Tile {
         float* d = d_score + (size_t)keys * lanes + l;
         u = load(shared + l) * scale_p * (load(d) - dot);
         store(d, u * load(weight + l));
-        store(sum_u + l, load(sum_u + l) + u);
+        if (mostly_masked(b, load(weight + l), l)) {
+          store(sum_u + l, load(sum_u + l) + u);
+        } else {
+          for (int j = 0; j < all_keys; j++) {
+            if (visible[j]) continue;
+            const size_t entry = (size_t)j * lanes + l;
+            store(d_bias + entry, load(d_bias + entry) + load(b.exp_bias + entry) * u);
+          }
+          u = Vec{};
+        }
       }
       for (int j = 0; j < keys; j++) {
         float* d = d_score + (size_t)j * lanes + l;
@@ -127,12 +180,13 @@ struct PreparedBias {
 
   static int lanes(const PositionBias& p) { return round_up(p.queries); }
   static size_t tile(const PositionBias& p) { return (size_t)p.keys * lanes(p); }
-  static size_t per_head(const PositionBias& p) { return p.masked ? 2 * tile(p) + lanes(p) : tile(p); }
+  static size_t per_head(const PositionBias& p) { return 2 * tile(p) + 2 * lanes(p); }
   static size_t size(const PositionBias& p) { return per_head(p) * p.heads * p.kinds; }
 
   Bias at(int kind, int head) const {
     const float* bias = memory + per_head(p) * (kind * p.heads + head);
-    return {bias, bias + tile(p), bias + tile(p) + lanes(p)};
+    const float* top = bias + tile(p);
+    return {bias, top, top + lanes(p), top + 2 * lanes(p)};
   }
 
   static void fill(const PositionBias& p, float* memory, int kind, int head) {
@@ -146,7 +200,7 @@ struct PreparedBias {
         tiles[(size_t)j * lanes(p) + i] = foreign ? value + p.penalty : value;
       }
     float* top = tiles + tile(p);
-    if (p.masked) exponentiate(p.keys, lanes(p), tiles, top, top + lanes(p));
+    exponentiate(p.keys, lanes(p), tiles, top, top + lanes(p), top + 2 * lanes(p));
   }
 };
 
@@ -179,22 +233,35 @@ struct BiasSums {
   }
 };
 
-// Scratch of one thread: one aligned block of zeros, cut into buffers.
+struct Arena {
+  char* memory = nullptr;
+  size_t size = 0;
+  void grow(size_t wanted) {
+    free(memory);
+    void* block = nullptr;
+    size = posix_memalign(&block, 64, wanted) ? 0 : wanted;
+    memory = size ? static_cast<char*>(block) : nullptr;
+    if (memory) memset(memory, 0, size);
+  }
+  ~Arena() { free(memory); }
+};
+thread_local Arena arena;
+
+// Scratch of one thread, cut into buffers. The memory stays with the thread: fresh pages for every call would cost a tenth of
+// its time. What it holds is arbitrary.
 class Scratch {
  public:
   // Two passes over the same code: the first adds up the sizes, the second hands out addresses.
   template <class F>
   explicit Scratch(F&& lay_out) {
     lay_out(*this);
-    if (posix_memalign(&block_, 64, used_)) block_ = nullptr;
-    if (!block_) return;
-    memset(block_, 0, used_);
+    if (used_ > arena.size) arena.grow(used_);
+    memory_ = arena.memory;
     used_ = 0;
-    lay_out(*this);
+    if (ok()) lay_out(*this);
   }
-  ~Scratch() { free(block_); }
   Scratch(const Scratch&) = delete;
-  bool ok() const { return block_; }
+  bool ok() const { return memory_; }
 
   template <class... T>
   void take(size_t count, T*&... buffers) {
@@ -204,12 +271,12 @@ class Scratch {
  private:
   template <class T>
   void take_one(size_t count, T*& buffer) {
-    buffer = reinterpret_cast<T*>(static_cast<char*>(block_) + used_);
+    buffer = reinterpret_cast<T*>(memory_ + used_);
     // An odd number of cache lines: equal columns of neighbouring buffers then do not fall on one cache set.
     used_ += ((count * sizeof(T) + 63) / 64 | 1) * 64;
   }
 
-  void* block_ = nullptr;
+  char* memory_ = nullptr;
   size_t used_ = 0;
 };
 

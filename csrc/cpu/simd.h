@@ -124,6 +124,16 @@ INLINE Vec reciprocal(Vec x) {
 #endif
 }
 
+INLINE bool all_above(Vec a, Vec b) {  // false if any is NaN
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GT_OQ) == 0xffff;
+#else
+  bool all = true;
+  for (int i = 0; i < LANES; i++) all = all && a[i] > b[i];
+  return all;
+#endif
+}
+
 INLINE float sum(Vec v) {
   float total = 0.0f;
   for (int i = 0; i < LANES; i++) total += v[i];
@@ -160,34 +170,20 @@ struct Operand {  // element (row, k) at p[row * row_stride + k * k_stride]
   int row_stride, k_stride;
 };
 
-// out(row, column, sum_k broadcast(a) * vector(b)) for ROWS x NV vectors. A sum runs over at most BLOCK_DEPTH terms before it is
-// added to the total: the rounding error of long sums is several times smaller, at no cost.
-constexpr int BLOCK_DEPTH = 128;
+// out(row, column, sum_k broadcast(a) * vector(b)) for ROWS x NV vectors.
 template <int ROWS, int NV, class Out>
 static INLINE void product_block(int depth, Operand a, const float* __restrict b, int b_stride, Out&& out) {
-  Vec sum[ROWS][NV] = {}, total[ROWS][NV];
-  for (int start = 0;; start += BLOCK_DEPTH) {
-    const int end = depth - start > BLOCK_DEPTH ? start + BLOCK_DEPTH : depth;
-    for (int k = start; k < end; k++) {
-      Vec x[NV];
+  Vec sum[ROWS][NV] = {};
+  for (int k = 0; k < depth; k++) {
+    Vec x[NV];
 #pragma GCC unroll 4
-      for (int l = 0; l < NV; l++) x[l] = load(b + (size_t)k * b_stride + l * LANES);
+    for (int l = 0; l < NV; l++) x[l] = load(b + (size_t)k * b_stride + l * LANES);
 #pragma GCC unroll 24
-      for (int i = 0; i < ROWS; i++) {
-        const Vec w = splat(a.p[(ptrdiff_t)i * a.row_stride + (ptrdiff_t)k * a.k_stride]);
+    for (int i = 0; i < ROWS; i++) {
+      const Vec w = splat(a.p[(ptrdiff_t)i * a.row_stride + (ptrdiff_t)k * a.k_stride]);
 #pragma GCC unroll 4
-        for (int l = 0; l < NV; l++) sum[i][l] += w * x[l];
-      }
+      for (int l = 0; l < NV; l++) sum[i][l] += w * x[l];
     }
-    if (end == depth && start == 0) break;
-#pragma GCC unroll 24
-    for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 4
-      for (int l = 0; l < NV; l++) {
-        total[i][l] = start == 0 ? sum[i][l] : total[i][l] + sum[i][l];
-        sum[i][l] = end == depth ? total[i][l] : Vec{};
-      }
-    if (end == depth) break;
   }
 #pragma GCC unroll 24
   for (int i = 0; i < ROWS; i++)
@@ -239,6 +235,25 @@ static void product(int rows, int width, int depth, Operand a, const float* b, i
 static void product(int rows, int width, int depth, Operand a, const float* b, int b_stride, float* c, int c_stride) {
   product(rows, width, depth, a, b, b_stride,
           [=](int i, int l, Vec v) INLINE_LAMBDA { store(c + (ptrdiff_t)i * c_stride + l, v); });
+}
+
+// c[i][0 .. width) = or += factor * product, for a long sum over tokens: SUM_TOKENS at a time, which makes its rounding error
+// several times smaller for nothing. Nothing behind `width` is touched.
+constexpr int SUM_TOKENS = 64;
+static void token_sum(int rows, int width, int tokens, Operand a, const float* b, int b_stride, float factor, bool add,
+                      float* c, int c_stride) {
+  for (int first = 0; first < tokens; first += SUM_TOKENS) {
+    const int count = tokens - first < SUM_TOKENS ? tokens - first : SUM_TOKENS;
+    const Operand part{a.p + (ptrdiff_t)first * a.k_stride, a.row_stride, a.k_stride};
+    const bool keep = add || first > 0;
+    product(rows, width, count, part, b + (size_t)first * b_stride, b_stride, [=](int i, int l, Vec v) INLINE_LAMBDA {
+      float* to = c + (ptrdiff_t)i * c_stride + l;
+      const int wide = width - l < LANES ? width - l : LANES;
+      store_first(to, keep ? load_first(to, wide) + v * factor : v * factor, wide);
+    });
+  }
+  if (tokens == 0 && !add)
+    for (int i = 0; i < rows; i++) memset(c + (ptrdiff_t)i * c_stride, 0, sizeof(float) * width);
 }
 
 }  // namespace MASKED_SWIN_ISA

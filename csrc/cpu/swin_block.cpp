@@ -37,7 +37,7 @@ INLINE void gelu(Vec u, Vec& value, Vec& slope) {
 
 // out(row, lane, sum_k w[row][k] b[k][lane]) for a weight packed in blocks of PACK rows.
 template <class Out>
-void packed_product(int rows, int depth, const float* packed, const float* b, int lanes, Out&& out) {
+__attribute__((noinline)) void packed_product(int rows, int depth, const float* packed, const float* b, int lanes, Out&& out) {
   for (int first = 0; first < rows; first += PACK) {
     const Operand w{packed + (size_t)first * depth, 1, PACK};
     auto store_row = [&](int i, int l, Vec v) INLINE_LAMBDA {
@@ -95,6 +95,9 @@ enum PrepareJob { PREPARE_QKV, PREPARE_PROJ, PREPARE_FC1, PREPARE_FC2, PREPARE_J
 void prepare_qkv(const Problem& a, const Prepared& p) {
   const BlockWeights& w = a.weights;
   const int C = p.C;
+  // Padding columns multiply to 0.
+  memset(p.wq, 0, (char*)p.wp - (char*)p.wq);
+  if (a.grad_out) memset(p.wq_back, 0, sizeof(float) * 3 * C * p.padded);
   for (int n = 0; n < 3 * C; n++) {
     const bool q = n < C;
     const int at = q ? n : n - C, stride = q ? p.padded : p.kv_padded;
@@ -170,7 +173,7 @@ struct Window {
   int visible_count = 0, query_rows = 0, kind = 0;
   float attention_factor = 1.0f, mlp_factor = 1.0f;  // stochastic depth
   Tile tile{};
-  size_t* offset;  // place -> x
+  size_t *offset, *next_offset;  // place -> x, for this window and the next
   int *order, *rank;  // rank -> place and back
   unsigned char* visible;
   const float** pointers;
@@ -198,7 +201,7 @@ struct Window {
     const bool backward = a.grad_out;
     const size_t cm = (size_t)C * lanes, tm = (size_t)N * padded + LANES, tile_size = (size_t)(N + 1) * lanes;
     const size_t kv = (size_t)(N + 1) * kv_stride + LANES;
-    s.take(N, offset);
+    s.take(N, offset, next_offset);
     s.take(N, order);
     s.take(N, rank);
     s.take(N, visible);
@@ -222,25 +225,38 @@ struct Window {
 
   float* tile_of(int head) const { return exponentials + (a.grad_out ? (size_t)(N + 1) * lanes * head : 0); }
 
-  void enter(int64_t window) {
+  void locate(int64_t window, size_t* offsets) const {
     const int across = a.windows_across(), down = a.windows_down();
     const int64_t image = window / (across * down);
     const int row = window / across % down, column = window % across;
-    int count = 0, hidden_count = 0;
-    for (int i = 0, t = 0; i < a.window_height; i++) {
+    for (int i = 0; i < a.window_height; i++) {
       int y = row * a.window_height + i + a.shift_height;
       if (y >= a.height) y -= a.height;
-      for (int j = 0; j < a.window_width; j++, t++) {
+      for (int j = 0; j < a.window_width; j++) {
         int x = column * a.window_width + j + a.shift_width;
         if (x >= a.width) x -= a.width;
-        const int64_t token = (image * a.height + y) * a.width + x;
-        offset[t] = token * C;
-        visible[t] = !a.keep || a.keep[token];
-        if (visible[t])
-          order[count++] = t;
-        else
-          order[N - 1 - hidden_count++] = t;
+        *offsets++ = ((image * a.height + y) * a.width + x) * C;
       }
+    }
+  }
+
+  // A head's share of the next window's rows.
+  void prefetch_rows(const float* image, int head) const {
+    for (int t = N * head / heads; t < N * (head + 1) / heads; t++)
+      for (int c = 0; c < C; c += 16) __builtin_prefetch(image + next_offset[t] + c);
+  }
+
+  __attribute__((noinline)) void enter(int64_t window) {
+    locate(window, offset);
+    locate(window + 1 < a.windows() ? window + 1 : window, next_offset);
+    const int64_t image = window / (a.windows_across() * a.windows_down());
+    int count = 0, hidden_count = 0;
+    for (int t = 0; t < N; t++) {
+      visible[t] = !a.keep || a.keep[offset[t] / C];
+      if (visible[t])
+        order[count++] = t;
+      else
+        order[N - 1 - hidden_count++] = t;
     }
     for (int r = 0; r < N; r++) rank[order[r]] = r;
     visible_count = count;
@@ -255,12 +271,12 @@ struct Window {
 
   // ---- forward
 
-  void load_cm(const float* from, float* cm) {
+  __attribute__((noinline)) void load_cm(const float* from, float* cm) {
     for (int t = 0; t < N; t++) pointers[t] = from + offset[t];
     gather_transposed(pointers, N, lanes, C, cm, lanes);
   }
 
-  void norm1() {
+  __attribute__((noinline)) void norm1() {
     for (int r = 0; r < query_rows; r++) {
       const float* row = a.x + offset[order[r]];
       float* out = normed_tm + (size_t)r * padded;
@@ -277,7 +293,7 @@ struct Window {
       for (int c = 0; c < C; c += LANES) store(out + c, load(out + c) * rstd1[r]);
     }
   }
-  void qkv() {
+  __attribute__((noinline)) void qkv() {
     product(query_rows, C, C, {normed_tm, padded, 1}, p.wq, padded, [&](int r, int n, Vec v) INLINE_LAMBDA {
       store(q_tm + (size_t)r * padded + n, v + load(p.bq + n));
     });
@@ -289,12 +305,20 @@ struct Window {
     gather_transposed(pointers, N, lanes, C, q_cm, lanes);
   }
 
-  void attention() {
+  __attribute__((noinline)) void attention() {
     for (int head = 0; head < heads; head++) {
       const int at = head * D;
       float *score = tile_of(head), *inv = inverse + head * lanes;
-      product(tile.rows(), lanes, D, {kv_tm + at, kv_stride, 1}, q_cm + (size_t)at * lanes, lanes, score, lanes);
-      tile.softmax(p.bias.at(kind, head), score, inv, shared + head * lanes, weight + head * lanes);
+      const Bias bias = p.bias.at(kind, head);
+      auto multiply = [&] {
+        product(tile.rows(), lanes, D, {kv_tm + at, kv_stride, 1}, q_cm + (size_t)at * lanes, lanes, score, lanes);
+      };
+      multiply();
+      if (!tile.factored_softmax(bias, score, inv, shared + head * lanes, weight + head * lanes)) {
+        multiply();
+        tile.softmax(bias, score, inv, shared + head * lanes, weight + head * lanes);
+      }
+      prefetch_rows(a.x, head);
       float* out = attended_cm + (size_t)at * lanes;
       product(D, lanes, tile.rows(), {kv_tm + C + at, 1, kv_stride}, score, lanes,
               [&](int c, int l, Vec v) INLINE_LAMBDA { store(out + (size_t)c * lanes + l, v * load(inv + l)); });
@@ -302,7 +326,7 @@ struct Window {
   }
 
   // x_cm += projection; then the second LayerNorm
-  void middle() {
+  __attribute__((noinline)) void middle() {
     packed_product(C, C, p.wp, attended_cm, lanes, [&](int n, int l, Vec v) INLINE_LAMBDA {
       float* x = x_cm + (size_t)n * lanes + l;
       store(x, load(x) + (v + a.weights.proj_bias[n]) * attention_factor);
@@ -327,7 +351,7 @@ struct Window {
     }
   }
 
-  void forward() {
+  __attribute__((noinline)) void forward() {
     load_cm(a.x, x_cm);
     norm1();
     qkv();
@@ -348,12 +372,9 @@ struct Window {
 
   // ---- backward
 
-  // sums[row][column] += sum over tokens of y_cm[row][token] x_tm[token][column]
+  // sums[row][column] += factor * sum over tokens of y_cm[row][token] x_tm[token][column]
   void weight_gradient(int rows, const float* y_cm, const float* x_tm, float* sums, float factor = 1.0f) {
-    product(rows, C, N, {y_cm, lanes, 1}, x_tm, padded, [&](int i, int c, Vec v) INLINE_LAMBDA {
-      float* to = sums + (size_t)i * padded + c;
-      store(to, load(to) + v * factor);
-    });
+    token_sum(rows, padded, N, {y_cm, lanes, 1}, x_tm, padded, factor, true, sums, padded);
   }
 
   // to[c] += factor * sum of `count` rows
@@ -365,12 +386,12 @@ struct Window {
     }
   }
 
-  void to_places(const float* cm, float* tm) {
+  __attribute__((noinline)) void to_places(const float* cm, float* tm) {
     for (int t = 0; t < N; t++) targets[t] = tm + (size_t)t * padded;
     scatter_transposed(cm, lanes, N, C, targets);
   }
 
-  void mlp_backward(const Sums& s) {
+  __attribute__((noinline)) void mlp_backward(const Sums& s) {
     packed_product(M, C, p.w1, normed_cm, lanes, [&](int m, int l, Vec v) INLINE_LAMBDA {
       Vec value, slope;
       gelu(v + p.b1[m], value, slope);
@@ -406,7 +427,7 @@ struct Window {
     }
   }
 
-  void attention_backward(const Sums& s) {
+  __attribute__((noinline)) void attention_backward(const Sums& s) {
     float* d_attended_cm = dy_cm;  // dy is not needed any more
     packed_product(C, C, p.wp_back, dx_cm, lanes, [&](int c, int l, Vec v) INLINE_LAMBDA {
       store(d_attended_cm + (size_t)c * lanes + l, v * attention_factor);
@@ -427,21 +448,18 @@ struct Window {
       tile.softmax_backward(p.bias.at(kind, head), score, d_score, inverse + head * lanes, shared + head * lanes,
                             weight + head * lanes, BiasSums::visible(a.bias, s.bias, head),
                             a.bias.masked ? BiasSums::masked(a.bias, s.bias, kind, head) : nullptr);
+      prefetch_rows(a.grad_out, head);
       float *dq = dq_cm + (size_t)at * lanes, *dk = dkv_tm + at, *dv = dkv_tm + C + at;
       product(D, lanes, rows, {kv_tm + at, 1, kv_stride}, d_score, lanes,
               [&](int c, int l, Vec v) INLINE_LAMBDA { store(dq + (size_t)c * lanes + l, v * scale); });
-      product(rows, D, N, {d_score, lanes, 1}, q_places + at, padded, [&](int r, int c, Vec v) INLINE_LAMBDA {
-        store_first(dk + (size_t)r * kv_stride + c, v * scale, D - c < LANES ? D - c : LANES);
-      });
-      product(rows, D, N, {score, lanes, 1}, d_attended_tm + at, padded, [&](int r, int c, Vec v) INLINE_LAMBDA {
-        store_first(dv + (size_t)r * kv_stride + c, v, D - c < LANES ? D - c : LANES);
-      });
+      token_sum(rows, D, N, {d_score, lanes, 1}, q_places + at, padded, scale, false, dk, kv_stride);
+      token_sum(rows, D, N, {score, lanes, 1}, d_attended_tm + at, padded, 1.0f, false, dv, kv_stride);
     }
     for (int t = 0; t < N; t++) targets[t] = dq_tm + (size_t)rank[t] * padded;
     scatter_transposed(dq_cm, lanes, N, C, targets);
   }
 
-  void qkv_backward(const Sums& s) {
+  __attribute__((noinline)) void qkv_backward(const Sums& s) {
     add_rows(dq_tm, padded, query_rows, padded, 1.0f, s.b_qkv);
     add_rows(dkv_tm, kv_stride, visible_count, kv_stride, 1.0f, s.b_qkv + padded);
     if (tile.masked) {
@@ -472,7 +490,7 @@ struct Window {
     }
   }
 
-  void backward(const Sums& s) {
+  __attribute__((noinline)) void backward(const Sums& s) {
     load_cm(a.x, x_cm);
     norm1();
     qkv();

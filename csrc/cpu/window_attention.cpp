@@ -21,7 +21,7 @@ struct Window {
   int queries = 0;
   Tile tile{};
   Scratch scratch;
-  float *q_cm, *out_cm, *k_tm, *v_tm, *score, *inverse, *shared, *weight, *own_bias, *own_top, *own_exp;
+  float *q_cm, *out_cm, *k_tm, *v_tm, *score, *inverse, *shared, *weight, *own_bias, *own_top, *own_total, *own_exp;
   float *q_tm, *do_tm, *do_cm, *dq_cm, *dq_tm, *dk_tm, *dv_tm, *d_score, *own_u;
   int *place, *identity;
   unsigned char* visible;
@@ -45,7 +45,7 @@ struct Window {
     s.take(cm, q_cm, out_cm);
     s.take(key_tm, k_tm, v_tm);
     s.take(key_tile, score, own_bias, own_exp);
-    s.take(lanes, inverse, shared, weight, own_top);
+    s.take(lanes, inverse, shared, weight, own_top, own_total);
     s.take(a.bias.keys, place, identity);
     s.take(a.bias.keys, visible);
     s.take(a.bias.queries, pointers);
@@ -98,8 +98,8 @@ struct Window {
         own_bias[(size_t)j * lanes + i] = value < EXCLUDED ? EXCLUDED : value;
       }
     }
-    if (a.masked) exponentiate(a.bias.keys, lanes, own_bias, own_top, own_exp);
-    return {own_bias, own_top, own_exp};
+    exponentiate(rows, lanes, own_bias, own_top, own_total, own_exp);
+    return {own_bias, own_top, own_total, own_exp};
   }
 
   void load_keys() {
@@ -125,17 +125,22 @@ struct Window {
     for (int i = 0; i < queries; i++) memcpy(tm + (size_t)i * padded, pointers[i], sizeof(float) * channels);
   }
 
-  void scores(int head) {
+  void exponentials(int head, const Bias& bias) {
     const int at = head * a.head_dim;
-    product(tile.rows(), queries, a.head_dim, {k_tm + at, padded, 1}, q_cm + (size_t)at * lanes, lanes, score, lanes);
+    auto multiply = [&] {
+      product(tile.rows(), queries, a.head_dim, {k_tm + at, padded, 1}, q_cm + (size_t)at * lanes, lanes, score, lanes);
+    };
+    multiply();
+    if (tile.factored_softmax(bias, score, inverse, shared, weight)) return;
+    multiply();
+    tile.softmax(bias, score, inverse, shared, weight);
   }
 
   void forward() {
     load_queries(a.q, a.masked, q_cm);
     load_keys();
     for (int head = 0; head < a.bias.heads; head++) {
-      scores(head);
-      tile.softmax(bias_of(head), score, inverse, shared, weight);
+      exponentials(head, bias_of(head));
       const int at = head * a.head_dim;
       float* out = out_cm + (size_t)at * lanes;
       product(a.head_dim, queries, tile.rows(), {v_tm + at, 1, padded}, score, lanes,
@@ -157,8 +162,7 @@ struct Window {
       float* d_bias = BiasSums::visible(a.bias, sums, head);
       float* sum_u = own_tile() ? own_u : BiasSums::masked(a.bias, sums, kind(), head);
       if (own_tile()) memset(own_u, 0, sizeof(float) * lanes);
-      scores(head);
-      tile.softmax(bias, score, inverse, shared, weight);
+      exponentials(head, bias);
       product(rows, queries, a.head_dim, {v_tm + at, padded, 1}, do_cm + (size_t)at * lanes, lanes, d_score, lanes);
       tile.softmax_backward(bias, score, d_score, inverse, shared, weight, a.compact_queries() ? nullptr : d_bias, sum_u);
       if (a.compact_queries()) {
@@ -173,9 +177,8 @@ struct Window {
           }
       }
       product(a.head_dim, queries, rows, {k_tm + at, 1, padded}, d_score, lanes, dq_cm + (size_t)at * lanes, lanes);
-      // Stores run over the next heads' columns, which come later.
-      product(rows, a.head_dim, queries, {d_score, lanes, 1}, q_tm + at, padded, dk_tm + at, padded);
-      product(rows, a.head_dim, queries, {score, lanes, 1}, do_tm + at, padded, dv_tm + at, padded);
+      token_sum(rows, a.head_dim, queries, {d_score, lanes, 1}, q_tm + at, padded, a.scale, false, dk_tm + at, padded);
+      token_sum(rows, a.head_dim, queries, {score, lanes, 1}, do_tm + at, padded, 1.0f, false, dv_tm + at, padded);
     }
     store_gradients(sums + BiasSums::size(a.bias));
   }
@@ -190,11 +193,11 @@ struct Window {
         scaled_copy(row_of(a.grad_q, a.bias.queries, next++), targets[i], a.scale);
     }
     for (int j = 0; j < tile.keys; j++) {
-      scaled_copy(row_of(a.grad_k, a.bias.keys, j), dk_tm + (size_t)j * padded, a.scale);
+      scaled_copy(row_of(a.grad_k, a.bias.keys, j), dk_tm + (size_t)j * padded, 1.0f);
       scaled_copy(row_of(a.grad_v, a.bias.keys, j), dv_tm + (size_t)j * padded, 1.0f);
     }
     if (!a.masked) return;
-    accumulate(d_masked + channels, dk_tm + (size_t)tile.keys * padded, a.scale);
+    accumulate(d_masked + channels, dk_tm + (size_t)tile.keys * padded, 1.0f);
     accumulate(d_masked + 2 * channels, dv_tm + (size_t)tile.keys * padded, 1.0f);
   }
 
