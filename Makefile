@@ -31,7 +31,8 @@ $(SET_UP): pyproject.toml constraints.txt setup.py $(CXX_FILES)
 	@$(RUN) pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { \
 	  echo "make: '$(PYTHON) -m venv' failed; on Debian and Ubuntu install the package python3-venv" >&2; exit 1; }
 	$(RUN) pip install -c constraints.txt setuptools torch numpy
-	MASKED_SWIN_NATIVE=$(NATIVE) $(RUN) pip install --no-build-isolation -c constraints.txt -e '.[dev]'
+	MASKED_SWIN_NATIVE=$(NATIVE) $(RUN) pip install --no-build-isolation -c constraints.txt -e '.[dev]' || { \
+	  echo "make: installation failed; where it is for want of a C++ compiler: make setup NATIVE=0" >&2; exit 1; }
 	@touch $@
 
 demo: setup

@@ -1,6 +1,7 @@
 """Loads the C++ library, if there is one that this machine can run; importing the package never fails without it."""
 
 import ctypes
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ def _load() -> NativeLibrary:
     found = sorted(Path(__file__).parent.glob("_cpu*.so"))
     if not found:
         return NativeLibrary("the package was built without its C++ kernels; install a C++ compiler and reinstall")
+    if _cut_short(found[0]):  # the loader would crash
+        return NativeLibrary(f"{found[0].name} cannot be loaded here (the file is cut short); reinstall the package")
     try:
         torch.ops.load_library(found[0])
         instruction_set = ctypes.CDLL(str(found[0])).masked_swin_cpu_isa
@@ -31,6 +34,17 @@ def _load() -> NativeLibrary:
         )
     instruction_set.restype = ctypes.c_char_p
     return NativeLibrary(None, instruction_set().decode())
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether a 64-bit ELF file ends before its section table, the last thing in it."""
+    with open(path, "rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or not header.startswith(b"\x7fELF\x02\x01"):
+        return False  # no such file: the loader says what it is
+    (table,) = struct.unpack_from("<Q", header, 0x28)
+    entry_size, entries = struct.unpack_from("<HH", header, 0x3A)
+    return bool(table + entry_size * entries > path.stat().st_size)
 
 
 # Loaded with the package; MASKED_SWIN_CPU_ISA=portable|avx2|avx512 in the environment asks for a lesser instruction

@@ -39,11 +39,16 @@ INLINE Vec splat(float a) { return a - Vec{}; }
 INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b if either is NaN
 inline int round_up(int n) { return (n + LANES - 1) / LANES * LANES; }
 
-// e^x with relative error 2e-7; exactly 0 below -87, where fp32 has no normal number left; NaN stays NaN. x must not exceed 88.
+// e^x with relative error 2e-7; 0 or denormal below -87, where fp32 has no normal number left; NaN stays NaN. x must not exceed 88.
 INLINE Vec exp(Vec x) {
+#if defined(__AVX512F__)
+  const Vec t = x * 1.44269504f;
+  const Vec n = reinterpret_cast<Vec>(_mm512_maskz_roundscale_ps(0xffff, reinterpret_cast<__m512>(t), _MM_FROUND_TO_NEAREST_INT));
+#else
   const Vec shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec t = max(splat(-87.0f), x) * 1.44269504f;
   const Vec n = (t + shifter) - shifter;
+#endif
   const Vec r = t - n;
   // 2^r on [-0.5, 0.5]: minimax polynomial of degree 6
   Vec p = splat(1.5353362e-4f);
@@ -53,9 +58,13 @@ INLINE Vec exp(Vec x) {
   p = p * r + 2.4022648e-1f;
   p = p * r + 6.9314720e-1f;
   p = p * r + 1.0f;
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_maskz_scalef_ps(0xffff, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+#else
   const VecInt exponent = __builtin_convertvector(n, VecInt) + 127;
   const Vec power = reinterpret_cast<Vec>(exponent << 23);
   return x < -87.0f ? Vec{} : p * power;
+#endif
 }
 
 template <int... I>
@@ -95,7 +104,39 @@ INLINE void exchange_all(Vec (&r)[LANES]) {
   }
 }
 
+#if defined(__AVX512F__)
+// The same for 16 lanes with shuffles that need no index registers: 4 x 4 blocks inside 128-bit quarters, then the quarters.
+INLINE void transpose(Vec (&r)[LANES]) {
+  __m512 t[16], *v = reinterpret_cast<__m512*>(r);
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; k++) {
+      const __m512d a = _mm512_castps_pd(t[i + k]), b = _mm512_castps_pd(t[i + k + 2]);
+      v[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+      v[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+#pragma GCC unroll 2
+  for (int half = 0; half < 16; half += 8)
+#pragma GCC unroll 4
+    for (int i = half; i < half + 4; i++) {
+      t[i] = _mm512_shuffle_f32x4(v[i], v[i + 4], 0x88);
+      t[i + 4] = _mm512_shuffle_f32x4(v[i], v[i + 4], 0xdd);
+    }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    v[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+    v[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+#else
 INLINE void transpose(Vec (&r)[LANES]) { exchange_all<1>(r); }
+#endif
 
 // The first `count` <= LANES values of a vector: nothing behind them is touched; a load fills up with 0.
 INLINE Vec load_first(const float* p, int count) {
@@ -146,8 +187,13 @@ static void gather_transposed(const float* const* rows, int count, int width, in
     for (int c = 0; c < columns; c += LANES) {
       Vec r[LANES];
       const int wide = columns - c < LANES ? columns - c : LANES;
-      for (int k = 0; k < LANES; k++)
-        r[k] = i + k >= count ? Vec{} : wide == LANES ? load(rows[i + k] + c) : load_first(rows[i + k] + c, wide);
+      if (i + LANES <= count && wide == LANES) {
+#pragma GCC unroll 16
+        for (int k = 0; k < LANES; k++) r[k] = load(rows[i + k] + c);
+      } else {
+#pragma GCC unroll 16
+        for (int k = 0; k < LANES; k++) r[k] = i + k < count ? load_first(rows[i + k] + c, wide) : Vec{};
+      }
       transpose(r);
       for (int k = 0; k < wide; k++) store(out + (size_t)(c + k) * out_stride + i, r[k]);
     }
@@ -161,7 +207,12 @@ static void scatter_transposed(const float* in, int in_stride, int count, int co
       const int wide = columns - c < LANES ? columns - c : LANES;
       for (int k = 0; k < LANES; k++) r[k] = k < wide ? load(in + (size_t)(c + k) * in_stride + i) : Vec{};
       transpose(r);
-      for (int k = 0; k < LANES && i + k < count; k++) store_first(rows[i + k] + c, r[k], wide);
+      for (int k = 0; k < LANES && i + k < count; k++) {
+        if (wide == LANES)
+          store(rows[i + k] + c, r[k]);
+        else
+          store_first(rows[i + k] + c, r[k], wide);
+      }
     }
 }
 
@@ -248,8 +299,10 @@ static void token_sum(int rows, int width, int tokens, Operand a, const float* b
     const bool keep = add || first > 0;
     product(rows, width, count, part, b + (size_t)first * b_stride, b_stride, [=](int i, int l, Vec v) INLINE_LAMBDA {
       float* to = c + (ptrdiff_t)i * c_stride + l;
-      const int wide = width - l < LANES ? width - l : LANES;
-      store_first(to, keep ? load_first(to, wide) + v * factor : v * factor, wide);
+      if (l + LANES <= width)
+        store(to, keep ? load(to) + v * factor : v * factor);
+      else
+        store_first(to, keep ? load_first(to, width - l) + v * factor : v * factor, width - l);
     });
   }
   if (tokens == 0 && !add)

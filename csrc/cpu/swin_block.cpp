@@ -4,6 +4,7 @@
 // "cm" is [channel][token of the window], tokens in the SIMD lanes: for products with packed weights, the second LayerNorm and GELU.
 // "tm" is [token][channel]: for the work on visible tokens only, exact in their number, and for all weight gradients. Rows of
 // tm buffers are in `rank` order, visible tokens first, unless they are said to be in place order.
+// Column C of the normalised tokens holds 1: weight gradients then bring the gradient of the bias along.
 // The LayerNorms' weight and bias are folded into the product that follows: W' = W diag(g), b' = b + W beta.
 #include <math.h>
 
@@ -59,7 +60,7 @@ struct Prepared {
   size_t size;
 
   Prepared(const Problem& a, const float* memory)
-      : C(a.channels), M(a.hidden), padded(round_up(C)), kv_padded(round_up(2 * C)), bias{a.bias, memory} {
+      : C(a.channels), M(a.hidden), padded(round_up(C + 1)), kv_padded(round_up(2 * C)), bias{a.bias, memory} {
     float* next = const_cast<float*>(memory) + (PreparedBias::size(a.bias) + 15) / 16 * 16;
     auto take = [&](size_t count, auto&... buffers) {
       ((buffers = next, next += (count + 15) / 16 * 16), ...);
@@ -140,14 +141,14 @@ void prepare_job(const Problem& a, const Prepared& p, int job) {
   }
 }
 
-// Sums of one chunk: weight gradients with respect to the normalised inputs, [output][input], but for fc2 and proj,
-// [input][output].
+// Sums of one chunk: weight gradients with respect to the normalised inputs, [output][input], where input C is the constant 1,
+// which gives the gradient of the bias; but for fc2 and proj, [input][output].
 struct Sums {
-  float *bias, *qkv, *proj, *fc1, *fc2, *b_qkv, *b_masked, *b_proj, *b_fc1, *b_fc2;
+  float *bias, *qkv, *proj, *fc1, *fc2, *b_masked, *b_proj, *b_fc2;
   size_t size;
 
   Sums(const Problem& a, float* memory) {
-    const size_t C = a.channels, M = a.hidden, padded = round_up(a.channels);
+    const size_t C = a.channels, M = a.hidden, padded = round_up(a.channels + 1);
     float* next = memory;
     auto take = [&](size_t count, auto&... buffers) {
       ((buffers = next, next += (count + 15) / 16 * 16), ...);
@@ -156,9 +157,8 @@ struct Sums {
     take(3 * C * padded, qkv);
     take(C * padded, proj);
     take(M * padded, fc1, fc2);
-    take(padded + round_up(2 * C), b_qkv, b_masked);
+    take(padded + round_up(2 * C), b_masked);
     take(padded, b_proj, b_fc2);
-    take(M * LANES, b_fc1);
     size = next - memory;
   }
 };
@@ -180,7 +180,7 @@ struct Window {
   float** targets;
   float *x_cm, *normed_cm, *attended_cm, *q_cm, *hidden_cm, *normed_tm, *q_tm, *kv_tm;
   float *exponentials, *inverse, *shared, *weight, *rstd1, *rstd2;
-  float *dy_cm, *slope_cm, *dx_cm, *dq_cm, *dy_tm, *dx_tm, *d_attended_tm, *normed2_tm, *q_places, *dq_tm, *dkv_tm, *d_score;
+  float *dy_cm, *slope_cm, *dx_cm, *dq_cm, *d_attended_cm, *dy_tm, *dx_tm, *d_attended_tm, *normed2_tm, *q_places, *dq_tm, *dkv_tm, *d_score;
   float* d_normed_tm;
 
   Window(const Problem& problem, const float* prepared)
@@ -190,7 +190,7 @@ struct Window {
         M(a.hidden),
         N(a.tokens()),
         lanes(lanes_of(a)),
-        padded(round_up(C)),
+        padded(round_up(C + 1)),
         kv_stride(round_up(2 * C)),
         heads(a.bias.heads),
         D(a.head_dim),
@@ -208,19 +208,26 @@ struct Window {
     s.take(N, pointers);
     s.take(N, targets);
     s.take(cm, x_cm, normed_cm, attended_cm, q_cm);
-    s.take((size_t)M * lanes, hidden_cm);
+    const size_t hidden = (size_t)M * lanes;
+    s.take(hidden > tm ? hidden : tm, hidden_cm);
     s.take(tm, normed_tm, q_tm);
     s.take(kv, kv_tm);
     s.take(backward ? tile_size * heads : tile_size, exponentials);
     s.take((size_t)heads * lanes, inverse, shared, weight);
     s.take(lanes, rstd1, rstd2);
     if (!backward) return;
-    s.take(cm, dy_cm, dx_cm, dq_cm);
-    s.take((size_t)M * lanes, slope_cm);
-    s.take(tm, dy_tm, dx_tm, normed2_tm, q_places, dq_tm, d_normed_tm);
+    s.take(cm, dy_cm, dx_cm);
+    s.take(hidden > tm ? hidden : tm, slope_cm);
+    s.take(tm, dy_tm, normed2_tm, d_normed_tm);
     s.take(kv, dkv_tm);
     s.take(tile_size, d_score);
-    d_attended_tm = dy_tm;  // dy is not needed any more by then
+    // Buffers that are never needed together share memory: the working set has to stay in the second-level cache.
+    d_attended_cm = dy_cm;
+    d_attended_tm = dy_tm;
+    dx_tm = normed2_tm;
+    dq_cm = x_cm;
+    q_places = hidden_cm;
+    dq_tm = slope_cm;
   }
 
   float* tile_of(int head) const { return exponentials + (a.grad_out ? (size_t)(N + 1) * lanes * head : 0); }
@@ -240,9 +247,9 @@ struct Window {
     }
   }
 
-  // A head's share of the next window's rows.
-  void prefetch_rows(const float* image, int head) const {
-    for (int t = N * head / heads; t < N * (head + 1) / heads; t++)
+  // One of `parts` shares of the next window's rows. Late in the present window: what is fetched early is evicted again.
+  void prefetch_rows(const float* image, int part, int parts) const {
+    for (int t = N * part / parts; t < N * (part + 1) / parts; t++)
       for (int c = 0; c < C; c += 16) __builtin_prefetch(image + next_offset[t] + c);
   }
 
@@ -291,6 +298,7 @@ struct Window {
       }
       rstd1[r] = 1.0f / sqrtf(sum(squares) / C + LAYER_NORM_EPSILON);
       for (int c = 0; c < C; c += LANES) store(out + c, load(out + c) * rstd1[r]);
+      out[C] = 1.0f;
     }
   }
   __attribute__((noinline)) void qkv() {
@@ -318,7 +326,6 @@ struct Window {
         multiply();
         tile.softmax(bias, score, inv, shared + head * lanes, weight + head * lanes);
       }
-      prefetch_rows(a.x, head);
       float* out = attended_cm + (size_t)at * lanes;
       product(D, lanes, tile.rows(), {kv_tm + C + at, 1, kv_stride}, score, lanes,
               [&](int c, int l, Vec v) INLINE_LAMBDA { store(out + (size_t)c * lanes + l, v * load(inv + l)); });
@@ -359,6 +366,7 @@ struct Window {
     middle();
     packed_product(M, C, p.w1, normed_cm, lanes, [&](int m, int l, Vec v) INLINE_LAMBDA {
       Vec value, slope;
+      if (m % PACK == 0 && l == 0) prefetch_rows(a.x, m / PACK, pack_up(M) / PACK);
       gelu(v + p.b1[m], value, slope);
       store(hidden_cm + (size_t)m * lanes + l, value);
     });
@@ -399,16 +407,15 @@ struct Window {
       store(slope_cm + (size_t)m * lanes + l, slope);
     });
     packed_product(M, C, p.w2_back, dy_cm, lanes, [&](int m, int l, Vec v) INLINE_LAMBDA {
-      float *u = slope_cm + (size_t)m * lanes + l, *b = s.b_fc1 + (size_t)m * LANES;
-      const Vec d = v * load(u) * mlp_factor;
-      store(u, d);
-      store(b, load(b) + d);
+      float* u = slope_cm + (size_t)m * lanes + l;
+      store(u, v * load(u) * mlp_factor);
     });
     weight_gradient(M, hidden_cm, dy_tm, s.fc2, mlp_factor);
     add_rows(dy_tm, padded, N, padded, mlp_factor, s.b_fc2);
     packed_product(C, M, p.w1_back, slope_cm, lanes,
                    [&](int c, int l, Vec v) INLINE_LAMBDA { store(dx_cm + (size_t)c * lanes + l, v); });
     to_places(normed_cm, normed2_tm);
+    for (int t = 0; t < N; t++) normed2_tm[(size_t)t * padded + C] = 1.0f;
     weight_gradient(M, slope_cm, normed2_tm, s.fc1);
     for (int l = 0; l < lanes; l += LANES) {  // LayerNorm, then the residual
       const float *xh = normed_cm + l, *dy = dy_cm + l;
@@ -428,7 +435,6 @@ struct Window {
   }
 
   __attribute__((noinline)) void attention_backward(const Sums& s) {
-    float* d_attended_cm = dy_cm;  // dy is not needed any more
     packed_product(C, C, p.wp_back, dx_cm, lanes, [&](int c, int l, Vec v) INLINE_LAMBDA {
       store(d_attended_cm + (size_t)c * lanes + l, v * attention_factor);
     });
@@ -448,7 +454,8 @@ struct Window {
       tile.softmax_backward(p.bias.at(kind, head), score, d_score, inverse + head * lanes, shared + head * lanes,
                             weight + head * lanes, BiasSums::visible(a.bias, s.bias, head),
                             a.bias.masked ? BiasSums::masked(a.bias, s.bias, kind, head) : nullptr);
-      prefetch_rows(a.grad_out, head);
+      prefetch_rows(a.x, head, heads);
+      prefetch_rows(a.grad_out, head, heads);
       float *dq = dq_cm + (size_t)at * lanes, *dk = dkv_tm + at, *dv = dkv_tm + C + at;
       product(D, lanes, rows, {kv_tm + at, 1, kv_stride}, d_score, lanes,
               [&](int c, int l, Vec v) INLINE_LAMBDA { store(dq + (size_t)c * lanes + l, v * scale); });
@@ -460,8 +467,6 @@ struct Window {
   }
 
   __attribute__((noinline)) void qkv_backward(const Sums& s) {
-    add_rows(dq_tm, padded, query_rows, padded, 1.0f, s.b_qkv);
-    add_rows(dkv_tm, kv_stride, visible_count, kv_stride, 1.0f, s.b_qkv + padded);
     if (tile.masked) {
       add_rows(dq_tm + (size_t)query_rows * padded, padded, N - query_rows, padded, 1.0f, s.b_masked);
       add_rows(dkv_tm + (size_t)visible_count * kv_stride, kv_stride, 1, kv_stride, 1.0f, s.b_masked + padded);
@@ -472,8 +477,8 @@ struct Window {
         store(to, load(to) + v);
       };
     };
-    product(C, C, query_rows, {dq_tm, 1, padded}, normed_tm, padded, add_to(s.qkv));
-    product(2 * C, C, visible_count, {dkv_tm, 1, kv_stride}, normed_tm, padded, add_to(s.qkv + (size_t)C * padded));
+    product(C, C + 1, query_rows, {dq_tm, 1, padded}, normed_tm, padded, add_to(s.qkv));
+    product(2 * C, C + 1, visible_count, {dkv_tm, 1, kv_stride}, normed_tm, padded, add_to(s.qkv + (size_t)C * padded));
     product(query_rows, C, C, {dq_tm, padded, 1}, p.wq_back, padded, d_normed_tm, padded);
     product(visible_count, C, 2 * C, {dkv_tm, kv_stride, 1}, p.wkv_back, padded, add_to(d_normed_tm));
     for (int r = 0; r < query_rows; r++) {
@@ -563,7 +568,7 @@ void finish(const Problem& a, const float* prepared, float* total) {
   if (g.mask_token) memset(g.mask_token, 0, sizeof(float) * C);
   for (int n = 0; n < 3 * C; n++) {
     const int at = n < C ? n : padded + n - C;
-    const float *weight = w.qkv_weight + (size_t)n * C, r = s.b_qkv[at], masked = s.b_masked[at];
+    const float *weight = w.qkv_weight + (size_t)n * C, r = s.qkv[(size_t)n * padded + C], masked = s.b_masked[at];
     float* dw = g.qkv_weight + (size_t)n * C;
     unfold_row(C, s.qkv + (size_t)n * padded, r, weight, w.norm1_weight, w.norm1_bias, dw, g.norm1_weight, g.norm1_bias);
     g.qkv_bias[n] = r + masked;
@@ -573,8 +578,7 @@ void finish(const Problem& a, const float* prepared, float* total) {
     }
   }
   for (int m = 0; m < M; m++) {
-    float r = 0.0f;
-    for (int i = 0; i < LANES; i++) r += s.b_fc1[m * LANES + i];
+    const float r = s.fc1[(size_t)m * padded + C];
     g.fc1_bias[m] = r;
     unfold_row(C, s.fc1 + (size_t)m * padded, r, w.fc1_weight + (size_t)m * C, w.norm2_weight, w.norm2_bias,
                g.fc1_weight + (size_t)m * C, g.norm2_weight, g.norm2_bias);
