@@ -1,4 +1,4 @@
-# Everything runs in .venv, which `make setup` makes from constraints.txt. Needs python3 >= 3.10, make and a C++ compiler.
+# Everything runs in .venv, made by `make setup` from constraints.txt. Needs python3 >= 3.10, make, a C++ compiler.
 
 PYTHON ?= python3
 VENV := .venv

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from masked_swin.kernels import VisibleTokens, Windows, window_attention
 
 HEADS, HEAD_DIM, BATCH = 6, 10, 4

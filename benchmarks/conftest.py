@@ -1,5 +1,9 @@
-"""Benchmarks compare by pairs: ours and the baseline in turn, so that a drifting machine speed cancels in the ratio."""
+"""Benchmarks compare by pairs: ours and the baseline in turn, so that a drifting machine speed cancels in the ratio.
 
+The rows are printed and written to benchmarks/results/cpu.json.
+"""
+
+import json
 import os
 import platform
 import statistics
@@ -17,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # the public-st
 from masked_swin.kernels import CPU_LIBRARY
 
 ROWS: list[dict[str, object]] = []
+RESULTS = Path(__file__).parent / "results" / "cpu.json"
 
 
 def interleaved(baseline: Callable[[], object], ours: Callable[[], object], pairs: int = 11) -> dict[str, float]:
@@ -43,13 +48,15 @@ def interleaved(baseline: Callable[[], object], ours: Callable[[], object], pair
 
 @pytest.fixture
 def report(benchmark):
-    """Record a comparison: `report(name, baseline, ours)` also gives ours to pytest-benchmark."""
+    """Record a comparison: `report(name, baseline, ours, bar)` also gives ours to pytest-benchmark."""
 
-    def compare(name: str, baseline: Callable[[], object], ours: Callable[[], object], **facts: object) -> float:
-        result = interleaved(baseline, ours)
-        benchmark.extra_info.update(result, **facts)
-        benchmark.pedantic(ours, rounds=5, warmup_rounds=1)
-        ROWS.append({"name": name, **facts, **result})
+    def compare(
+        name: str, baseline: Callable[[], object], ours: Callable[[], object], bar: float | None = None, pairs: int = 11
+    ) -> float:
+        result = interleaved(baseline, ours, pairs)
+        benchmark.extra_info.update(result)
+        benchmark.pedantic(ours, rounds=2, warmup_rounds=0)
+        ROWS.append({"name": name, "bar": bar, **result})
         return result["ratio"]
 
     return compare
@@ -60,16 +67,21 @@ def pytest_terminal_summary(terminalreporter):
         return
     write = terminalreporter.write_line
     write("")
-    write(f"{'ratio of eager to ours, median of pairs [quartiles]':58} {'ratio':>22} {'eager ms':>9} {'ours ms':>9}")
+    head = ("eager / ours, median of pairs [quartiles]", "ratio", "bar", "eager ms", "ours ms")
+    write(f"{head[0]:62} {head[1]:>22} {head[2]:>5} {head[3]:>9} {head[4]:>9}")
     for row in ROWS:
         ratio = f"{row['ratio']:.2f} [{row['ratio_q1']:.2f}, {row['ratio_q3']:.2f}]"
-        write(f"{row['name']:58} {ratio:>22} {row['baseline_ms']:9.2f} {row['ours_ms']:9.2f}")
+        bar = "" if row["bar"] is None else f"{row['bar']:.1f}"
+        write(f"{row['name']:62} {ratio:>22} {bar:>5} {row['baseline_ms']:9.2f} {row['ours_ms']:9.2f}")
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    write(
+    machine = (
         f"{processor()}, {torch.get_num_threads()} threads, {CPU_LIBRARY.instruction_set or 'no native library'}, "
         f"torch {torch.__version__}, python {platform.python_version()}, commit {commit.stdout.strip() or 'unknown'}, "
         f"load {os.getloadavg()[0]:.1f}"
     )
+    write(machine)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps([row | {"machine": machine} for row in ROWS], indent=1) + "\n")
 
 
 def processor() -> str:

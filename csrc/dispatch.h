@@ -13,8 +13,8 @@ namespace masked_swin {
 
 const Kernels& kernels();  // chosen once
 
-// Windows are cut into chunks by their number alone: sums over windows have the same order, and results the same bits, for
-// any number of threads.
+// Windows are cut into chunks by their number alone: sums over windows have the same order, and results the same bits,
+// for any number of threads.
 inline int64_t chunk_count(int64_t windows) { return std::clamp<int64_t>(windows / 16, 1, 64); }
 
 // Memory that the calling thread keeps from call to call; what it holds is arbitrary.
@@ -63,8 +63,7 @@ class Run {
     const int64_t parts = std::min<int64_t>(64, static_cast<int64_t>(size));
     each(parts, [&](int64_t part) {
       const size_t begin = size * part / parts, end = size * (part + 1) / parts;
-      for (int64_t i = 1; i < chunks(); i++)
-        kernels().add(sums + begin, sums + size * i + begin, end - begin);
+      for (int64_t i = 1; i < chunks(); i++) kernels().add(sums + begin, sums + size * i + begin, end - begin);
       return true;
     });
     steps_.finish(problem_, prepared_, sums);

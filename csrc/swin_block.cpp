@@ -28,7 +28,8 @@ struct Call {
         keep(contiguous(keep_, "keep", ScalarType::Bool)),
         drop_path_scale(contiguous(drop_path_scale_, "drop_path_scale")),
         regions(contiguous(regions_, "regions", ScalarType::Int)) {
-    STD_TORCH_CHECK(x.dim() == 4 && weights_.size() == WEIGHTS, "masked_swin: swin_block needs x (B, H, W, C) and 13 weights");
+    STD_TORCH_CHECK(x.dim() == 4 && weights_.size() == WEIGHTS,
+                    "masked_swin: swin_block needs x (B, H, W, C) and 13 weights");
     for (const Tensor& t : weights_) weights.push_back(contiguous(t, "a weight"));
     a.batch = x.size(0);
     a.height = static_cast<int>(x.size(1));
@@ -60,14 +61,15 @@ struct Call {
 
   void check() const {
     const int64_t C = a.channels, M = a.hidden, N = a.tokens();
-    const int64_t expected[WEIGHTS] = {C, C, 3 * C * C, 3 * C, a.bias.heads * N * N, C * C, C, C, C, M * C, M, C * M, C};
-    bool fits = N > 0 && a.height % a.window_height == 0 && a.width % a.window_width == 0 && a.bias.heads * a.head_dim == C &&
-                a.shift_height >= 0 && a.shift_height < a.window_height && a.shift_width >= 0 &&
-                a.shift_width < a.window_width;
+    const int64_t expected[WEIGHTS] = {C,     C, 3 * C * C, 3 * C, a.bias.heads * N * N, C * C, C, C, C,
+                                       M * C, M, C * M,     C};
+    bool fits = N > 0 && a.height % a.window_height == 0 && a.width % a.window_width == 0 &&
+                a.bias.heads * a.head_dim == C && a.shift_height >= 0 && a.shift_height < a.window_height &&
+                a.shift_width >= 0 && a.shift_width < a.window_width;
     for (int i = 0; i < WEIGHTS; i++) fits = fits && weights[i].numel() == expected[i];
     fits = fits && (!keep || keep->numel() == a.batch * a.height * a.width) &&
-           (!drop_path_scale || drop_path_scale->numel() == 2 * a.batch) &&
-           (!mask_token || mask_token->numel() == C) && (mask_token || a.mode != MaskMode::token) &&
+           (!drop_path_scale || drop_path_scale->numel() == 2 * a.batch) && (!mask_token || mask_token->numel() == C) &&
+           (mask_token || a.mode != MaskMode::token) &&
            (!regions || (regions->dim() == 2 && regions->size(1) == N && regions->size(0) > 0));
     STD_TORCH_CHECK(fits, "masked_swin: swin_block got weights, masks or windows that do not fit x");
   }
@@ -76,8 +78,8 @@ struct Call {
 Tensor swin_block(Tensor x, std::vector<Tensor> weights, MaybeTensor mask_token, MaybeTensor keep, MaybeTensor regions,
                   MaybeTensor drop_path_scale, int64_t window_height, int64_t window_width, int64_t shift_height,
                   int64_t shift_width, int64_t mode) {
-  Call call(x, weights, mask_token, keep, regions, drop_path_scale, window_height, window_width, shift_height, shift_width,
-            mode);
+  Call call(x, weights, mask_token, keep, regions, drop_path_scale, window_height, window_width, shift_height,
+            shift_width, mode);
   Tensor out = contiguous_like(call.x);
   call.a.out = data(out);
   Run(call.a, kernels().swin_block, call.a.windows()).forward();
@@ -89,8 +91,8 @@ std::vector<Tensor> swin_block_backward(Tensor grad_out, Tensor x, std::vector<T
                                         MaybeTensor keep, MaybeTensor regions, MaybeTensor drop_path_scale,
                                         int64_t window_height, int64_t window_width, int64_t shift_height,
                                         int64_t shift_width, int64_t mode) {
-  Call call(x, weights, mask_token, keep, regions, drop_path_scale, window_height, window_width, shift_height, shift_width,
-            mode);
+  Call call(x, weights, mask_token, keep, regions, drop_path_scale, window_height, window_width, shift_height,
+            shift_width, mode);
   const Tensor d_out = contiguous(grad_out, "grad_out");
   STD_TORCH_CHECK(d_out.numel() == call.x.numel(), "masked_swin: grad_out does not fit x");
   std::vector<Tensor> grads{contiguous_like(call.x)};

@@ -1,5 +1,5 @@
-// Small helpers between torch's stable tensors and the kernels' structs. The operators' schemas, shape functions and gradients
-// are in kernels/ops.py; shapes are checked again in C++ wherever memory is at stake.
+// Small helpers between torch's stable tensors and the kernels' structs. The operators' schemas, shape functions and
+// gradients are in kernels/ops.py; shapes are checked again in C++ wherever memory is at stake.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

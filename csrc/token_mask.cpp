@@ -8,8 +8,8 @@ namespace {
 Tensor token_mask(Tensor seed, Tensor draw, Tensor sample, int64_t tokens, int64_t heads, int64_t low, int64_t high,
                   bool ratio_per_sample) {
   const Tensor samples = contiguous(sample, "sample", ScalarType::Long);
-  STD_TORCH_CHECK(seed.numel() == 1 && draw.numel() == 1 && samples.dim() == 1 && tokens >= 0 && heads >= 1 && 0 <= low &&
-                      low <= high && high <= 100,
+  STD_TORCH_CHECK(seed.numel() == 1 && draw.numel() == 1 && samples.dim() == 1 && tokens >= 0 && heads >= 1 &&
+                      0 <= low && low <= high && high <= 100,
                   "masked_swin: token_mask got arguments out of range");
   Tensor out = torch::stable::new_empty(sample, std::vector<int64_t>{sample.size(0), heads, tokens}, ScalarType::Bool);
   TokenMask m{};

@@ -7,8 +7,8 @@ namespace {
 
 // The tensor with rows of adjacent (heads, head_dim) and one stride between rows, copied if it has another layout.
 Tensor with_rows(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float && (t.dim() == 3 || t.dim() == 4), "masked_swin: ",
-                  name, " must be float32 on the CPU with 3 or 4 dimensions");
+  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float && (t.dim() == 3 || t.dim() == 4),
+                  "masked_swin: ", name, " must be float32 on the CPU with 3 or 4 dimensions");
   const int64_t n = t.dim();
   const bool dense =
       t.stride(n - 1) == 1 && t.stride(n - 2) == t.size(n - 1) && (n == 3 || t.stride(0) == t.stride(1) * t.size(1));
@@ -112,15 +112,18 @@ Tensor window_attention(Tensor q, Tensor k, Tensor v, Tensor bias, MaybeTensor m
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_backward(
-    Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor bias, MaybeTensor masked, MaybeTensor offsets,
-    MaybeTensor position, MaybeTensor regions, MaybeTensor window_mask, double scale) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_backward(Tensor grad_out, Tensor q, Tensor k,
+                                                                             Tensor v, Tensor bias, MaybeTensor masked,
+                                                                             MaybeTensor offsets, MaybeTensor position,
+                                                                             MaybeTensor regions,
+                                                                             MaybeTensor window_mask, double scale) {
   Call call(q, k, v, bias, masked, offsets, position, regions, window_mask, scale);
   WindowAttention& a = call.a;
   const Tensor d_out = with_rows(grad_out, "grad_out");
-  STD_TORCH_CHECK(d_out.dim() == (a.compact_queries() ? 3 : 4) &&
-                      d_out.numel() == (a.compact_queries() ? q.numel() : a.windows * a.bias.queries * a.bias.heads * a.head_dim),
-                  "masked_swin: grad_out does not fit the output");
+  STD_TORCH_CHECK(
+      d_out.dim() == (a.compact_queries() ? 3 : 4) &&
+          d_out.numel() == (a.compact_queries() ? q.numel() : a.windows * a.bias.queries * a.bias.heads * a.head_dim),
+      "masked_swin: grad_out does not fit the output");
   Tensor dq = contiguous_like(q), dk = contiguous_like(k), dv = contiguous_like(v), d_bias = contiguous_like(bias);
   Tensor d_masked = masked ? contiguous_like(*masked) : empty(q, {0});
   for (const Tensor* t : {&dq, &dk, &dv}) clear_unused(*t, a);

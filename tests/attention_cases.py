@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from masked_swin.kernels import VisibleTokens, Windows, shift_mask, window_attention
 from torch import Tensor
+
+from masked_swin.kernels import VisibleTokens, Windows, shift_mask, window_attention
 
 USES = ("dense", "zero", "drop", "visible")
 

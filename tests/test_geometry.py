@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from masked_swin.kernels import Windows, relative_position_bias, relative_position_index, shift_mask
 from masked_swin.kernels.geometry import token_order
 

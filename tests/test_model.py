@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from masked_swin.kernels import Windows, token_mask
 from public_network import PublicNetwork, windowed_keep
 from torch import Tensor
 
 from masked_swin import PRESETS, MaskedSwinIR, MaskKey, ModelConfig
 from masked_swin.checkpoint import load_public_state, public_state
 from masked_swin.config import config_from_public_options
+from masked_swin.kernels import Windows, token_mask
 
 SMALL = ModelConfig(embed_dim=24, depths=(2, 3), num_heads=(6, 4), drop_path_rate=0.0)
 TINY = ModelConfig(embed_dim=12, depths=(2,), num_heads=(2,), window_size=4, drop_path_rate=0.0)

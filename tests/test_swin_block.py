@@ -1,5 +1,8 @@
 import pytest
 import torch
+from public_network import PublicBlock, windowed_keep
+from torch.nn import functional as F
+
 from masked_swin.kernels import (
     SwinBlockWeights,
     VisibleTokens,
@@ -10,8 +13,6 @@ from masked_swin.kernels import (
     window_attention,
 )
 from masked_swin.kernels.geometry import token_order
-from public_network import PublicBlock, windowed_keep
-from torch.nn import functional as F
 
 CHANNELS, HEADS = 12, 3
 

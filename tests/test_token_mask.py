@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from masked_swin.kernels import CPU_LIBRARY, Windows, token_mask
 from masked_swin.kernels.geometry import token_order
 from masked_swin.kernels.token_mask import _token_mask_torch, percent_range, philox

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from masked_swin.kernels import VisibleTokens, Windows
 from masked_swin.kernels.geometry import token_order
 from masked_swin.kernels.reference import compress, expand

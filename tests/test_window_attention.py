@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from attention_cases import USES, make_case, mean_error, relative_error
+
 from masked_swin.kernels import CPU_LIBRARY, VisibleTokens, Windows, relative_position_bias, window_attention
 
 needs_native = pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")

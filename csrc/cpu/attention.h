@@ -1,7 +1,7 @@
 // One window and head of attention: softmax and its gradient on tiles, shared by window_attention and swin_block.
 //
-// A tile is [key][query] with queries in the SIMD lanes. `masked` tokens of the window are ONE more key, the last row: they share
-// k and v, so that only the sum of exp(bias) over them, `weight`, tells their number and places.
+// A tile is [key][query] with queries in the SIMD lanes. `masked` tokens of the window are ONE more key, the last row:
+// they share k and v, so that only the sum of exp(bias) over them, `weight`, tells their number and places.
 #pragma once
 #include <stdlib.h>
 
@@ -15,7 +15,7 @@ namespace {
 // Stands for minus infinity: a query whose best score is below `NO_KEY` has no key at all and gets 0.
 constexpr float NO_KEY = -1e29f;
 
-struct Bias {              // of one head, [key of the window][query]
+struct Bias {  // of one head, [key of the window][query]
   const float* bias;
   const float* top;        // [query]: largest bias over the keys
   const float* exp_total;  // [query]: sum of exp_bias over the keys
@@ -38,11 +38,11 @@ void exponentiate(int keys, int lanes, const float* bias, float* top, float* exp
 }
 
 struct Tile {
-  int lanes;       // stride of a row
-  int width;       // lanes in use
-  int keys;        // visible keys, the first rows
-  int all_keys;    // of the window
-  bool masked;     // masked tokens take part: row `keys`
+  int lanes;     // stride of a row
+  int width;     // lanes in use
+  int keys;      // visible keys, the first rows
+  int all_keys;  // of the window
+  bool masked;   // masked tokens take part: row `keys`
   float scale;
   const int* row;  // visible key -> its row of the bias
   const unsigned char* visible;
@@ -51,9 +51,7 @@ struct Tile {
   bool any_masked() const { return masked && keys < all_keys; }
 
   // Whether `part` of the sum of all exp(bias) is so large that a difference from the whole is exact.
-  bool mostly_masked(const Bias& b, Vec part, int l) const {
-    return all_above(part, load(b.exp_total + l) * 0.1f);
-  }
+  bool mostly_masked(const Bias& b, Vec part, int l) const { return all_above(part, load(b.exp_total + l) * 0.1f); }
 
   // Sum over the masked keys of exp(bias - top).
   Vec masked_weight(const Bias& b, int l) const {
@@ -64,15 +62,17 @@ struct Tile {
     return sum[0] + sum[1];
   }
 
-  // The same as `softmax` below, faster: exp(q.k - maximum) exp(bias) needs neither the bias nor the masked keys' rows. False if
-  // some sum is too small to be exact, or no key is there: the scores must then be computed again, for `softmax`.
+  // The same as `softmax` below, faster: exp(q.k - maximum) exp(bias) needs neither the bias nor the masked keys' rows.
+  // False if some sum is too small to be exact, or no key is there: the scores must then be computed again, for
+  // `softmax`.
   __attribute__((noinline)) bool factored_softmax(const Bias& b, float* score, float* inverse, float* shared,
                                                   float* weight) const {
     constexpr float SAFE = 1e-3f;  // the largest exponents are then small, and so is their rounding error
     for (int l = 0; l < width; l += LANES) {
       const Vec factor = splat(scale);
       Vec most = splat(EXCLUDED);
-      for (int j = 0; j < rows() - (masked && !any_masked()); j++) most = max(most, load(score + (size_t)j * lanes + l) * factor);
+      for (int j = 0; j < rows() - (masked && !any_masked()); j++)
+        most = max(most, load(score + (size_t)j * lanes + l) * factor);
       Vec total = {}, seen = {};
       for (int j = 0; j < keys; j++) {
         float* s = score + (size_t)j * lanes + l;
@@ -100,7 +100,8 @@ struct Tile {
 
   // score: q.k -> exponentials, unnormalised. Per query: their inverse sum, and for the masked keys the common factor
   // `shared` = exp(scale q.k_m + top - maximum) and `weight`; row `keys` of score = shared * weight.
-  __attribute__((noinline)) void softmax(const Bias& b, float* score, float* inverse, float* shared, float* weight) const {
+  __attribute__((noinline)) void softmax(const Bias& b, float* score, float* inverse, float* shared,
+                                         float* weight) const {
     for (int l = 0; l < width; l += LANES) {
       Vec most = splat(EXCLUDED);
       for (int j = 0; j < keys; j++) {
@@ -129,11 +130,13 @@ struct Tile {
     }
   }
 
-  // score: exponentials -> probabilities; d_score: gradient of the probabilities -> of the scores. The gradient of the bias
-  // is added to d_bias [key][query]: ds for a visible key, exp_bias * U for a masked one. Where most keys are masked, U goes
-  // into sum_u instead, from which every key gets exp_bias * U at the end; here it is taken back for the visible ones.
-  __attribute__((noinline)) void softmax_backward(const Bias& b, float* score, float* d_score, const float* inverse, const float* shared,
-                        const float* weight, float* d_bias, float* sum_u) const {
+  // score: exponentials -> probabilities; d_score: gradient of the probabilities -> of the scores. The gradient of the
+  // bias is added to d_bias [key][query]: ds for a visible key, exp_bias * U for a masked one. Where most keys are
+  // masked, U goes into sum_u instead, from which every key gets exp_bias * U at the end; here it is taken back for the
+  // visible ones.
+  __attribute__((noinline)) void softmax_backward(const Bias& b, float* score, float* d_score, const float* inverse,
+                                                  const float* shared, const float* weight, float* d_bias,
+                                                  float* sum_u) const {
     for (int l = 0; l < width; l += LANES) {
       const Vec scale_p = load(inverse + l);
       Vec dot = {};  // sum_j p_ij dp_ij, equal to do_i.o_i
@@ -247,8 +250,8 @@ struct Arena {
 };
 thread_local Arena arena;
 
-// Scratch of one thread, cut into buffers. The memory stays with the thread: fresh pages for every call would cost a tenth of
-// its time. What it holds is arbitrary.
+// Scratch of one thread, cut into buffers. The memory stays with the thread: fresh pages for every call would cost a
+// tenth of its time. What it holds is arbitrary.
 class Scratch {
  public:
   // Two passes over the same code: the first adds up the sizes, the second hands out addresses.

@@ -1,5 +1,6 @@
 // The table of one instruction set's kernels.
 #include "kernels.h"
+
 #include "simd.h"
 
 namespace masked_swin {

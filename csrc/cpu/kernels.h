@@ -1,4 +1,5 @@
-// What the operators (csrc/*.cpp) and the kernels of each instruction set (csrc/cpu/*.cpp) agree on: plain structs and pointers.
+// What the operators (csrc/*.cpp) and the kernels of each instruction set (csrc/cpu/*.cpp) agree on: plain structs and
+// pointers.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -7,8 +8,8 @@ namespace masked_swin {
 
 constexpr float EXCLUDED = -1e30f;  // stands for minus infinity
 
-// Position bias and shift regions. Windows at the border of a shifted image hold several regions; there are few different
-// patterns of them (4 in Swin), the kinds of windows.
+// Position bias and shift regions. Windows at the border of a shifted image hold several regions; there are few
+// different patterns of them (4 in Swin), the kinds of windows.
 struct PositionBias {
   int heads, queries, keys;
   const float* bias;        // (heads, queries, keys)
@@ -86,8 +87,9 @@ struct TokenMask {
   bool* out;  // (samples, heads, tokens)
 };
 
-// The steps of one operation. `prepared` is made first and read by all windows, in `prepare_jobs` independent parts. A chunk of
-// the backward adds into its own `sums`; then the chunks are added up, in order, and `finish` makes gradients of the total.
+// The steps of one operation. `prepared` is made first and read by all windows, in `prepare_jobs` independent parts. A
+// chunk of the backward adds into its own `sums`; then the chunks are added up, in order, and `finish` makes gradients
+// of the total.
 template <class Problem>
 struct Steps {
   size_t (*prepared_size)(const Problem&);

@@ -1,8 +1,9 @@
 // Vectors of fp32, one product and one transposition: all that the CPU kernels are written in.
 //
-// Every CPU source is compiled once per instruction set (setup.py) with MASKED_SWIN_ISA naming it. GCC/Clang vector types make
-// one source serve all of them. Such a file includes C headers only and keeps everything in the namespace of its instruction
-// set: an inline function of the C++ library, compiled here for AVX-512 and merged by the linker, would crash older machines.
+// Every CPU source is compiled once per instruction set (setup.py) with MASKED_SWIN_ISA naming it. GCC/Clang vector
+// types make one source serve all of them. Such a file includes C headers only and keeps everything in the namespace of
+// its instruction set: an inline function of the C++ library, compiled here for AVX-512 and merged by the linker, would
+// crash older machines.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -39,11 +40,13 @@ INLINE Vec splat(float a) { return a - Vec{}; }
 INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b if either is NaN
 inline int round_up(int n) { return (n + LANES - 1) / LANES * LANES; }
 
-// e^x with relative error 2e-7; 0 or denormal below -87, where fp32 has no normal number left; NaN stays NaN. x must not exceed 88.
+// e^x with relative error 2e-7; 0 or denormal below -87, where fp32 has no normal number left; NaN stays NaN. x must
+// not exceed 88.
 INLINE Vec exp(Vec x) {
 #if defined(__AVX512F__)
   const Vec t = x * 1.44269504f;
-  const Vec n = reinterpret_cast<Vec>(_mm512_maskz_roundscale_ps(0xffff, reinterpret_cast<__m512>(t), _MM_FROUND_TO_NEAREST_INT));
+  const Vec n =
+      reinterpret_cast<Vec>(_mm512_maskz_roundscale_ps(0xffff, reinterpret_cast<__m512>(t), _MM_FROUND_TO_NEAREST_INT));
 #else
   const Vec shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec t = max(splat(-87.0f), x) * 1.44269504f;
@@ -59,7 +62,8 @@ INLINE Vec exp(Vec x) {
   p = p * r + 6.9314720e-1f;
   p = p * r + 1.0f;
 #if defined(__AVX512F__)
-  return reinterpret_cast<Vec>(_mm512_maskz_scalef_ps(0xffff, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+  return reinterpret_cast<Vec>(
+      _mm512_maskz_scalef_ps(0xffff, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
 #else
   const VecInt exponent = __builtin_convertvector(n, VecInt) + 127;
   const Vec power = reinterpret_cast<Vec>(exponent << 23);
@@ -105,7 +109,8 @@ INLINE void exchange_all(Vec (&r)[LANES]) {
 }
 
 #if defined(__AVX512F__)
-// The same for 16 lanes with shuffles that need no index registers: 4 x 4 blocks inside 128-bit quarters, then the quarters.
+// The same for 16 lanes with shuffles that need no index registers: 4 x 4 blocks inside 128-bit quarters, then the
+// quarters.
 INLINE void transpose(Vec (&r)[LANES]) {
   __m512 t[16], *v = reinterpret_cast<__m512*>(r);
 #pragma GCC unroll 8
@@ -257,14 +262,15 @@ static void product_columns(int rows, int depth, Operand a, const float* b, int 
   const int blocks = (rows + MOST - 1) / MOST;  // of nearly equal height: no thin last block
   for (int block = 0, done = 0; block < blocks; block++) {
     const int height = (rows - done) / (blocks - block);
-    product_rows<MOST, NV>(height, depth, a, b, b_stride, [&](int i, int l, Vec v) INLINE_LAMBDA { out(done + i, l, v); });
+    product_rows<MOST, NV>(height, depth, a, b, b_stride,
+                           [&](int i, int l, Vec v) INLINE_LAMBDA { out(done + i, l, v); });
     a.p += (ptrdiff_t)height * a.row_stride;
     done += height;
   }
 }
 
-// out(i, l, sum_{k < depth} a(i, k) * b[k][l .. l + LANES)) for i < rows and l < width in steps of LANES; b is read up to
-// round_up(width).
+// out(i, l, sum_{k < depth} a(i, k) * b[k][l .. l + LANES)) for i < rows and l < width in steps of LANES; b is read up
+// to round_up(width).
 template <class Out>
 static void product(int rows, int width, int depth, Operand a, const float* b, int b_stride, Out&& out) {
   int l = 0, left = round_up(width) / LANES;
@@ -288,8 +294,8 @@ static void product(int rows, int width, int depth, Operand a, const float* b, i
           [=](int i, int l, Vec v) INLINE_LAMBDA { store(c + (ptrdiff_t)i * c_stride + l, v); });
 }
 
-// c[i][0 .. width) = or += factor * product, for a long sum over tokens: SUM_TOKENS at a time, which makes its rounding error
-// several times smaller for nothing. Nothing behind `width` is touched.
+// c[i][0 .. width) = or += factor * product, for a long sum over tokens: SUM_TOKENS at a time, which makes its rounding
+// error several times smaller for nothing. Nothing behind `width` is touched.
 constexpr int SUM_TOKENS = 64;
 static void token_sum(int rows, int width, int tokens, Operand a, const float* b, int b_stride, float factor, bool add,
                       float* c, int c_stride) {

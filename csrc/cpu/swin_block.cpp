@@ -1,11 +1,11 @@
-// A whole Swin block in one pass over the image: window by window, everything between reading x and writing y stays in cache.
-// The backward computes a window's forward again from x. The mathematics is in kernels/README.md.
+// A whole Swin block in one pass over the image: window by window, everything between reading x and writing y stays in
+// cache. The backward computes a window's forward again from x. The mathematics is in kernels/README.md.
 //
-// "cm" is [channel][token of the window], tokens in the SIMD lanes: for products with packed weights, the second LayerNorm and GELU.
-// "tm" is [token][channel]: for the work on visible tokens only, exact in their number, and for all weight gradients. Rows of
-// tm buffers are in `rank` order, visible tokens first, unless they are said to be in place order.
-// Column C of the normalised tokens holds 1: weight gradients then bring the gradient of the bias along.
-// The LayerNorms' weight and bias are folded into the product that follows: W' = W diag(g), b' = b + W beta.
+// "cm" is [channel][token of the window], tokens in the SIMD lanes: for products with packed weights, the second
+// LayerNorm and GELU. "tm" is [token][channel]: for the work on visible tokens only, exact in their number, and for all
+// weight gradients. Rows of tm buffers are in `rank` order, visible tokens first, unless they are said to be in place
+// order. Column C of the normalised tokens holds 1: weight gradients then bring the gradient of the bias along. The
+// LayerNorms' weight and bias are folded into the product that follows: W' = W diag(g), b' = b + W beta.
 #include <math.h>
 
 #include "attention.h"
@@ -38,7 +38,8 @@ INLINE void gelu(Vec u, Vec& value, Vec& slope) {
 
 // out(row, lane, sum_k w[row][k] b[k][lane]) for a weight packed in blocks of PACK rows.
 template <class Out>
-__attribute__((noinline)) void packed_product(int rows, int depth, const float* packed, const float* b, int lanes, Out&& out) {
+__attribute__((noinline)) void packed_product(int rows, int depth, const float* packed, const float* b, int lanes,
+                                              Out&& out) {
   for (int first = 0; first < rows; first += PACK) {
     const Operand w{packed + (size_t)first * depth, 1, PACK};
     auto store_row = [&](int i, int l, Vec v) INLINE_LAMBDA {
@@ -55,16 +56,14 @@ __attribute__((noinline)) void packed_product(int rows, int depth, const float* 
 struct Prepared {
   int C, M, padded, kv_padded;
   PreparedBias bias;
-  float *wq, *wkv, *bq, *bkv, *masked_q, *masked_kv, *wp, *w1, *b1, *w2;   // forward
-  float *wp_back, *w2_back, *w1_back, *wq_back, *wkv_back;                 // backward
+  float *wq, *wkv, *bq, *bkv, *masked_q, *masked_kv, *wp, *w1, *b1, *w2;  // forward
+  float *wp_back, *w2_back, *w1_back, *wq_back, *wkv_back;                // backward
   size_t size;
 
   Prepared(const Problem& a, const float* memory)
       : C(a.channels), M(a.hidden), padded(round_up(C + 1)), kv_padded(round_up(2 * C)), bias{a.bias, memory} {
     float* next = const_cast<float*>(memory) + (PreparedBias::size(a.bias) + 15) / 16 * 16;
-    auto take = [&](size_t count, auto&... buffers) {
-      ((buffers = next, next += (count + 15) / 16 * 16), ...);
-    };
+    auto take = [&](size_t count, auto&... buffers) { ((buffers = next, next += (count + 15) / 16 * 16), ...); };
     take((size_t)C * padded, wq);
     take((size_t)C * kv_padded, wkv);
     take(padded, bq, masked_q);
@@ -141,8 +140,8 @@ void prepare_job(const Problem& a, const Prepared& p, int job) {
   }
 }
 
-// Sums of one chunk: weight gradients with respect to the normalised inputs, [output][input], where input C is the constant 1,
-// which gives the gradient of the bias; but for fc2 and proj, [input][output].
+// Sums of one chunk: weight gradients with respect to the normalised inputs, [output][input], where input C is the
+// constant 1, which gives the gradient of the bias; but for fc2 and proj, [input][output].
 struct Sums {
   float *bias, *qkv, *proj, *fc1, *fc2, *b_masked, *b_proj, *b_fc2;
   size_t size;
@@ -150,9 +149,7 @@ struct Sums {
   Sums(const Problem& a, float* memory) {
     const size_t C = a.channels, M = a.hidden, padded = round_up(a.channels + 1);
     float* next = memory;
-    auto take = [&](size_t count, auto&... buffers) {
-      ((buffers = next, next += (count + 15) / 16 * 16), ...);
-    };
+    auto take = [&](size_t count, auto&... buffers) { ((buffers = next, next += (count + 15) / 16 * 16), ...); };
     take(BiasSums::size(a.bias), bias);
     take(3 * C * padded, qkv);
     take(C * padded, proj);
@@ -174,13 +171,14 @@ struct Window {
   float attention_factor = 1.0f, mlp_factor = 1.0f;  // stochastic depth
   Tile tile{};
   size_t *offset, *next_offset;  // place -> x, for this window and the next
-  int *order, *rank;  // rank -> place and back
+  int *order, *rank;             // rank -> place and back
   unsigned char* visible;
   const float** pointers;
   float** targets;
   float *x_cm, *normed_cm, *attended_cm, *q_cm, *hidden_cm, *normed_tm, *q_tm, *kv_tm;
   float *exponentials, *inverse, *shared, *weight, *rstd1, *rstd2;
-  float *dy_cm, *slope_cm, *dx_cm, *dq_cm, *d_attended_cm, *dy_tm, *dx_tm, *d_attended_tm, *normed2_tm, *q_places, *dq_tm, *dkv_tm, *d_score;
+  float *dy_cm, *slope_cm, *dx_cm, *dq_cm, *d_attended_cm, *dy_tm, *dx_tm, *d_attended_tm, *normed2_tm, *q_places,
+      *dq_tm, *dkv_tm, *d_score;
   float* d_normed_tm;
 
   Window(const Problem& problem, const float* prepared)
@@ -247,7 +245,8 @@ struct Window {
     }
   }
 
-  // One of `parts` shares of the next window's rows. Late in the present window: what is fetched early is evicted again.
+  // One of `parts` shares of the next window's rows. Late in the present window: what is fetched early is evicted
+  // again.
   void prefetch_rows(const float* image, int part, int parts) const {
     for (int t = N * part / parts; t < N * (part + 1) / parts; t++)
       for (int c = 0; c < C; c += 16) __builtin_prefetch(image + next_offset[t] + c);
@@ -302,12 +301,10 @@ struct Window {
     }
   }
   __attribute__((noinline)) void qkv() {
-    product(query_rows, C, C, {normed_tm, padded, 1}, p.wq, padded, [&](int r, int n, Vec v) INLINE_LAMBDA {
-      store(q_tm + (size_t)r * padded + n, v + load(p.bq + n));
-    });
-    product(visible_count, 2 * C, C, {normed_tm, padded, 1}, p.wkv, kv_stride, [&](int r, int n, Vec v) INLINE_LAMBDA {
-      store(kv_tm + (size_t)r * kv_stride + n, v + load(p.bkv + n));
-    });
+    product(query_rows, C, C, {normed_tm, padded, 1}, p.wq, padded,
+            [&](int r, int n, Vec v) INLINE_LAMBDA { store(q_tm + (size_t)r * padded + n, v + load(p.bq + n)); });
+    product(visible_count, 2 * C, C, {normed_tm, padded, 1}, p.wkv, kv_stride,
+            [&](int r, int n, Vec v) INLINE_LAMBDA { store(kv_tm + (size_t)r * kv_stride + n, v + load(p.bkv + n)); });
     if (tile.masked) memcpy(kv_tm + (size_t)visible_count * kv_stride, p.masked_kv, sizeof(float) * 2 * C);
     for (int t = 0; t < N; t++) pointers[t] = rank[t] < query_rows ? q_tm + (size_t)rank[t] * padded : p.masked_q;
     gather_transposed(pointers, N, lanes, C, q_cm, lanes);
@@ -450,7 +447,8 @@ struct Window {
     for (int head = 0; head < heads; head++) {
       const int at = head * D;
       float* score = tile_of(head);
-      product(rows, lanes, D, {kv_tm + C + at, kv_stride, 1}, d_attended_cm + (size_t)at * lanes, lanes, d_score, lanes);
+      product(rows, lanes, D, {kv_tm + C + at, kv_stride, 1}, d_attended_cm + (size_t)at * lanes, lanes, d_score,
+              lanes);
       tile.softmax_backward(p.bias.at(kind, head), score, d_score, inverse + head * lanes, shared + head * lanes,
                             weight + head * lanes, BiasSums::visible(a.bias, s.bias, head),
                             a.bias.masked ? BiasSums::masked(a.bias, s.bias, kind, head) : nullptr);
@@ -547,7 +545,8 @@ bool backward(const Problem& a, const float* prepared, float* sums, int64_t firs
   return true;
 }
 
-// Gradients of W, b, g and beta from those of W' = W diag(g) and b' = b + W beta: R = dW' and r = db', one row at a time.
+// Gradients of W, b, g and beta from those of W' = W diag(g) and b' = b + W beta: R = dW' and r = db', one row at a
+// time.
 void unfold_row(int C, const float* R, float r, const float* w, const float* g, const float* beta, float* dw, float* dg,
                 float* dbeta) {
   for (int c = 0; c < C; c++) {
@@ -570,7 +569,8 @@ void finish(const Problem& a, const float* prepared, float* total) {
     const int at = n < C ? n : padded + n - C;
     const float *weight = w.qkv_weight + (size_t)n * C, r = s.qkv[(size_t)n * padded + C], masked = s.b_masked[at];
     float* dw = g.qkv_weight + (size_t)n * C;
-    unfold_row(C, s.qkv + (size_t)n * padded, r, weight, w.norm1_weight, w.norm1_bias, dw, g.norm1_weight, g.norm1_bias);
+    unfold_row(C, s.qkv + (size_t)n * padded, r, weight, w.norm1_weight, w.norm1_bias, dw, g.norm1_weight,
+               g.norm1_bias);
     g.qkv_bias[n] = r + masked;
     for (int c = 0; g.mask_token && c < C; c++) {
       dw[c] += masked * w.mask_token[c];

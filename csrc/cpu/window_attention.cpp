@@ -164,7 +164,8 @@ struct Window {
       if (own_tile()) memset(own_u, 0, sizeof(float) * lanes);
       exponentials(head, bias);
       product(rows, queries, a.head_dim, {v_tm + at, padded, 1}, do_cm + (size_t)at * lanes, lanes, d_score, lanes);
-      tile.softmax_backward(bias, score, d_score, inverse, shared, weight, a.compact_queries() ? nullptr : d_bias, sum_u);
+      tile.softmax_backward(bias, score, d_score, inverse, shared, weight, a.compact_queries() ? nullptr : d_bias,
+                            sum_u);
       if (a.compact_queries()) {
         for (int j = 0; j < tile.keys; j++)
           for (int i = 0; i < queries; i++)

@@ -1,4 +1,4 @@
-# One wheel: its only top-level name is masked_swin, one tag for every CPython from 3.10, and it runs outside the checkout.
+# One wheel: its only top-level name is masked_swin, its tag serves CPython from 3.10 on, it runs outside the checkout.
 file="$(wheel)"
 borrowing_venv "$WORK/wheel"
 pip_install "$WORK/wheel" --no-deps "$file"
