@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Windows(NamedTuple):
+class Windows(NamedTuple):  # of which torch.compile can compare two with symbolic sizes
     """How one padded image is cut into windows.
 
     A window `w` of the shifted image holds, at its position `n`, the image token `token_order(windows)[w, n]`; no
@@ -33,7 +33,7 @@ class Windows(NamedTuple):
         return self.window[0] * self.window[1]
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]
         """Windows of one image."""
         return (self.height // self.window[0]) * (self.width // self.window[1])
 
@@ -76,10 +76,12 @@ def token_order(windows: Windows, device: torch.device | str | None = None) -> T
 def shift_regions(windows: Windows, device: torch.device | str | None = None) -> Tensor:
     """(W, N) int64: which of Swin's 9 regions each place lies in; tokens of different regions are no neighbours."""
     # SwinIR cuts the shifted image at -window and at -shift: only the last window of a row or column is mixed.
-    places = (torch.arange(extent, device=device) for extent in windows[:2])
     rows, columns = (
         (place >= extent - window).long() + ((place >= extent - shift) & (shift > 0)).long()
-        for place, extent, window, shift in zip(places, windows[:2], windows.window, windows.shift, strict=True)
+        for place, extent, window, shift in (
+            (torch.arange(windows.height, device=device), windows.height, windows.window[0], windows.shift[0]),
+            (torch.arange(windows.width, device=device), windows.width, windows.window[1], windows.shift[1]),
+        )
     )
     return _combine(rows, columns, windows, 3)
 

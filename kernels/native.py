@@ -23,15 +23,14 @@ def _load() -> NativeLibrary:
     found = sorted(Path(__file__).parent.glob("_cpu*.so"))
     if not found:
         return NativeLibrary("the package was built without its C++ kernels; install a C++ compiler and reinstall")
-    if _cut_short(found[0]):  # the loader would crash
-        return NativeLibrary(f"{found[0].name} cannot be loaded here (the file is cut short); reinstall the package")
     try:
+        if _cut_short(found[0]):
+            raise OSError("the file is cut short")  # the loader would crash
         torch.ops.load_library(found[0])
         instruction_set = ctypes.CDLL(str(found[0])).masked_swin_cpu_isa
     except (OSError, RuntimeError, AttributeError) as error:
-        return NativeLibrary(
-            f"{found[0].name} cannot be loaded here ({str(error).splitlines()[0]}); reinstall the package"
-        )
+        reason = str(error.__cause__ or error).splitlines()[0]  # torch says that it failed, the cause says why
+        return NativeLibrary(f"{found[0].name} cannot be loaded here ({reason}); reinstall the package")
     instruction_set.restype = ctypes.c_char_p
     return NativeLibrary(None, instruction_set().decode())
 

@@ -1,6 +1,6 @@
 """VisibleTokens: which tokens a kernel works on, built once per mask and shared by forward and backward."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -89,7 +89,8 @@ class VisibleTokens:
         return self._rows
 
 
-class _CompactRows(NamedTuple):
+@dataclass(frozen=True)
+class _CompactRows:
     index: Tensor
     position: Tensor
     offsets: Tensor

@@ -1,6 +1,7 @@
 """The command line: exit codes, messages, and files that keep their names."""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from masked_swin import PRESETS, MaskedSwinIR, ModelConfig, load_checkpoint, save_checkpoint
+from masked_swin.train import __main__ as entry
 from masked_swin.train import demo
 from masked_swin.train.cli import main
 
@@ -287,3 +289,14 @@ def test_demo_fails_where_training_did_not_help(tmp_path: Path, capsys: pytest.C
     assert main(["demo", "--output", str(output), "--seconds", "0.1"]) == 1
     assert re.search(r"error: the unmasked network gains -\d+\.\d\d dB .* at least 2\.0 dB", capsys.readouterr().err)
     assert (output / "report.html").is_file()
+
+
+def test_without_the_packages_of_the_extra_doctor_runs_and_the_rest_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    monkeypatch.delitem(sys.modules, "masked_swin.train.cli", raising=False)
+    monkeypatch.setattr(sys, "argv", ["masked-swin", "doctor"])
+    assert entry.main() == 0
+    assert "versions" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["masked-swin", "train"])
+    assert entry.main() == 1
+    assert "jsonargparse is missing; install 'masked-swin[train]'" in capsys.readouterr().err

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {"kernels": 0, "masked_swin": 1, "train": 2}
 ALLOWED = {  # besides the standard library and the layers below
     "kernels": {"torch", "triton"},
-    "masked_swin": {"torch", "numpy", "einops", "safetensors"},
-    "train": {"torch", "numpy", "PIL", "skimage", "tqdm", "jsonargparse", "jinja2", "yaml", "triton"},
+    "masked_swin": {"torch", "safetensors"},
+    "train": {"torch", "numpy", "einops", "PIL", "skimage", "tqdm", "jsonargparse", "jinja2", "yaml", "triton"},
 }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
+from einops import rearrange
 from torch import Tensor
 
 # The built-in images, all colour photographs or micrographs shipped inside the scikit-image wheel. The two motorcycle
@@ -153,12 +154,12 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 or float (H, W, C) to float32 (C, H, W) in [0, 1]."""
     scaled = image.astype(np.float32) / 255 if image.dtype == np.uint8 else image.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+    return torch.from_numpy(np.ascontiguousarray(rearrange(scaled, "h w c -> c h w")))
 
 
 def to_array(image: Tensor) -> np.ndarray:
     """(C, H, W) tensor to a float32 array (H, W, C)."""
-    return image.detach().float().permute(1, 2, 0).contiguous().cpu().numpy()
+    return np.ascontiguousarray(rearrange(image.detach().float().cpu().numpy(), "c h w -> h w c"))
 
 
 class Batch(NamedTuple):
