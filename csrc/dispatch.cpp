@@ -20,14 +20,14 @@ const Kernels& kernels();
 namespace {
 
 const Kernels& best_kernels() {
-  const char* wanted = std::getenv("MASKED_SWIN_CPU_ISA");
-  [[maybe_unused]] auto allowed = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
+  const char* wanted = std::getenv("MASKED_SWIN_CPU_ISA");  // this one or a lesser one
+  [[maybe_unused]] auto asked_for = [&](const char* name) { return wanted && !std::strcmp(wanted, name); };
 #ifdef MASKED_SWIN_X86
   __builtin_cpu_init();
-  if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+  if (!asked_for("avx2") && !asked_for("portable") && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return avx512::kernels();
-  if (allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels();
+  if (!asked_for("portable") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels();
 #endif
   return portable::kernels();
 }

@@ -15,7 +15,11 @@ const Kernels& kernels();  // chosen once
 
 // Windows are cut into chunks by their number alone: sums over windows have the same order, and results the same bits,
 // for any number of threads.
-inline int64_t chunk_count(int64_t windows) { return std::clamp<int64_t>(windows / 16, 1, 64); }
+// Their sums, `size` floats each, take 64 MB at most.
+inline int64_t chunk_count(int64_t windows, size_t size) {
+  const int64_t room = (int64_t{1} << 24) / static_cast<int64_t>(std::max<size_t>(size, 1));
+  return std::clamp<int64_t>(std::min(windows / 16, room), 1, 64);
+}
 
 // Memory that the calling thread keeps from call to call; what it holds is arbitrary.
 struct Buffers {
@@ -70,7 +74,7 @@ class Run {
   }
 
  private:
-  int64_t chunks() const { return chunk_count(windows_); }
+  int64_t chunks() const { return chunk_count(windows_, steps_.sums_size(problem_)); }
   int64_t first(int64_t chunk) const { return windows_ * chunk / chunks(); }
 
   template <class F>

@@ -69,7 +69,8 @@ struct Call {
     for (int i = 0; i < WEIGHTS; i++) fits = fits && weights[i].numel() == expected[i];
     fits = fits && (!keep || keep->numel() == a.batch * a.height * a.width) &&
            (!drop_path_scale || drop_path_scale->numel() == 2 * a.batch) && (!mask_token || mask_token->numel() == C) &&
-           (mask_token || a.mode != MaskMode::token) &&
+           mask_token.has_value() == (a.mode == MaskMode::token) && a.mode >= MaskMode::zero &&
+           a.mode <= MaskMode::drop &&
            (!regions || (regions->dim() == 2 && regions->size(1) == N && regions->size(0) > 0));
     STD_TORCH_CHECK(fits, "masked_swin: swin_block got weights, masks or windows that do not fit x");
   }

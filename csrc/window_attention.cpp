@@ -6,16 +6,22 @@ namespace masked_swin {
 namespace {
 
 // The tensor with rows of adjacent (heads, head_dim) and one stride between rows, copied if it has another layout.
+// A dimension of size 1 may have any stride, even in a contiguous tensor.
 Tensor with_rows(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float && (t.dim() == 3 || t.dim() == 4),
                   "masked_swin: ", name, " must be float32 on the CPU with 3 or 4 dimensions");
-  const int64_t n = t.dim();
-  const bool dense =
-      t.stride(n - 1) == 1 && t.stride(n - 2) == t.size(n - 1) && (n == 3 || t.stride(0) == t.stride(1) * t.size(1));
-  return dense ? t : torch::stable::contiguous(t);
+  const int64_t n = t.dim(), heads = t.size(n - 2), head_dim = t.size(n - 1);
+  const bool row_dense = (head_dim == 1 || t.stride(n - 1) == 1) && (heads == 1 || t.stride(n - 2) == head_dim);
+  const bool even = n == 3 || t.size(0) == 1 || t.size(1) == 1 || t.stride(0) == t.stride(1) * t.size(1);
+  return row_dense && even ? t : torch::stable::contiguous(t);
 }
 
-Rows rows_of(const Tensor& t) { return {data(t), t.stride(t.dim() - 3), t.dim() == 3}; }
+Rows rows_of(const Tensor& t) {
+  const int64_t n = t.dim(), row = t.size(n - 2) * t.size(n - 1);
+  // The dimension along which rows follow each other: the windows where each holds a single token.
+  const int64_t along = n == 4 && t.size(1) == 1 ? 0 : n - 3;
+  return {data(t), t.size(along) == 1 ? row : t.stride(along), n == 3};
+}
 
 // Keeps contiguous copies alive as long as the pointers into them.
 struct Call {
@@ -36,6 +42,9 @@ struct Call {
         position(contiguous(position_, "position", ScalarType::Int)),
         regions(contiguous(regions_, "regions", ScalarType::Int)),
         window_mask(contiguous(window_mask_, "window_mask")) {
+    STD_TORCH_CHECK(bias.dim() == 3 && (!offsets || (offsets->dim() == 1 && offsets->size(0) > 0)) &&
+                        (!position || position->dim() == 1) && (!window_mask || window_mask->dim() == 3),
+                    "masked_swin: bias, offsets, position or window_mask has the wrong number of dimensions");
     a.windows = offsets ? offsets->size(0) - 1 : q.size(0);
     a.head_dim = static_cast<int>(q.size(q.dim() - 1));
     a.scale = static_cast<float>(scale);
@@ -75,6 +84,8 @@ struct Call {
                                      a.offsets[a.windows] <= std::min(t.size(0), position->size(0));
       STD_TORCH_CHECK(fits, "masked_swin: bias, offsets or position do not fit q, k, v");
     }
+    STD_TORCH_CHECK(a.k.compact == a.v.compact && (a.k.compact || !a.q.compact) && (a.k.compact || !masked),
+                    "masked_swin: k and v must both be compact, if q is or if masked is given");
     STD_TORCH_CHECK(!masked || masked->numel() == 3 * a.bias.heads * a.head_dim, "masked_swin: masked does not fit q");
     STD_TORCH_CHECK(!regions || (regions->dim() == 2 && regions->size(1) == a.bias.keys && regions->size(0) > 0 &&
                                  a.bias.queries == a.bias.keys),
@@ -87,9 +98,10 @@ struct Call {
       const int32_t count = a.offsets[w + 1] - a.offsets[w];
       valid = valid && count >= 0 && count <= a.bias.keys;
     }
-    for (int64_t i = 0; valid && i < a.offsets[a.windows]; i++)
-      valid = a.position[i] >= 0 && a.position[i] < a.bias.keys;
-    STD_TORCH_CHECK(valid, "masked_swin: offsets must rise by at most a window, positions lie inside it");
+    for (int64_t w = 0; valid && w < a.windows; w++)
+      for (int32_t i = a.offsets[w]; valid && i < a.offsets[w + 1]; i++)
+        valid = a.position[i] < a.bias.keys && a.position[i] > (i > a.offsets[w] ? a.position[i - 1] : -1);
+    STD_TORCH_CHECK(valid, "masked_swin: offsets must rise by at most a window, positions rise inside it");
   }
 };
 

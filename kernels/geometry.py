@@ -38,7 +38,7 @@ class Windows(NamedTuple):  # of which torch.compile can compare two with symbol
         return (self.height // self.window[0]) * (self.width // self.window[1])
 
     def check(self) -> "Windows":
-        """Return self; raise ValueError if the windows do not tile the image or the shift is outside a window."""
+        """Return self, with tuples; raise ValueError if the windows do not tile the image or the shift leaves them."""
         for name, extent, window, shift in zip(
             ("height", "width"), (self.height, self.width), self.window, self.shift, strict=True
         ):
@@ -56,7 +56,7 @@ class Windows(NamedTuple):  # of which torch.compile can compare two with symbol
                 )
             if not 0 <= shift < window:
                 raise ValueError(f"shift {self.shift} must be at least 0 and smaller than the window {self.window}")
-        return self
+        return self._replace(window=(self.window[0], self.window[1]), shift=(self.shift[0], self.shift[1]))
 
 
 def _combine(rows: Tensor, columns: Tensor, windows: Windows, stride: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The registered operators: schema, shape function, gradient and autocast, once for every native backend.
 
-Flat tensors only, so that torch.compile, torch.export and opcheck see through them. Contracts are in
-window_attention.py.
+Flat tensors only, so that torch.compile, torch.export and opcheck see through them. Contracts are with the public
+functions, in the files of their names.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.library import register_autocast, register_autograd, register_fake
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-NATIVE_BACKENDS = ("cpu",)
+NATIVE_BACKENDS = {"cpu": "cpu"}  # name -> device type
 
 _ATTENTION = (
     "Tensor q, Tensor k, Tensor v, Tensor bias, Tensor? masked, Tensor? offsets, Tensor? position, Tensor? regions, "
@@ -76,7 +76,7 @@ _OPERATORS = {
 }
 
 
-def _register(name: str, operator: _Operator, backend: str) -> None:
+def _register(name: str, operator: _Operator, backend: str, device_type: str) -> None:
     forward, backward = f"masked_swin::{name}_{backend}", f"masked_swin::{name}_{backend}_backward"
     tags = (torch.Tag.pt2_compliant_tag,)
     torch.library.define(forward, f"({operator.arguments}) -> Tensor", tags=tags)
@@ -104,7 +104,7 @@ def _register(name: str, operator: _Operator, backend: str) -> None:
     register_fake(backward)(operator.backward_fake)
     register_autograd(forward, gradient, setup_context=save)
     register_autograd(backward, refuse, setup_context=lambda ctx, inputs, output: None)
-    register_autocast(forward, backend, torch.float32)
+    register_autocast(forward, device_type, torch.float32)
 
 
 def _register_token_mask() -> None:
@@ -120,7 +120,7 @@ def _register_token_mask() -> None:
         return sample.new_empty((sample.shape[0], heads, tokens), dtype=torch.bool)
 
 
-for _backend in NATIVE_BACKENDS:
+for _backend, _device_type in NATIVE_BACKENDS.items():
     for _name, _operator in _OPERATORS.items():
-        _register(_name, _operator, _backend)
+        _register(_name, _operator, _backend, _device_type)
 _register_token_mask()

@@ -64,18 +64,23 @@ def window_attention(
     if window_mask is not None:
         score = (score.unflatten(0, (-1, len(window_mask))) + window_mask[None, :, None]).flatten(0, 1)
     if visible is None:
-        return torch.einsum("whts,wshd->wthd", score.softmax(-1), v)
+        return torch.einsum("whts,wshd->wthd", _softmax(score), v)
 
     foreign = torch.zeros((), dtype=torch.bool, device=q.device)  # keys of another shift region
     if visible.regions is not None:
         foreign = visible.regions[:, None, :, None] != visible.regions[:, None, None, :]
         foreign = foreign.repeat(visible.batch, 1, 1, 1)
     if masked_take_part:
-        probability = (score - 100.0 * foreign).softmax(-1)
+        probability = _softmax(score - 100.0 * foreign)
     else:
-        # Left out of the softmax; a query without any key gets 0.
         gone = foreign | ~keep_per_head(visible).transpose(1, 2)[:, :, None, :]
-        alone = gone.all(-1, keepdim=True)
-        probability = score.masked_fill(gone & ~alone, float("-inf")).softmax(-1).masked_fill(alone, 0.0)
+        probability = _softmax(score.masked_fill(gone, float("-inf")))
     out = torch.einsum("whts,wshd->wthd", probability, v)
     return compress(out, visible) if only_visible_queries else out
+
+
+def _softmax(score: Tensor) -> Tensor:
+    """Over the keys; those at or below -1e29 are no keys, and a query without any gets 0."""
+    gone = score <= -1e29
+    alone = gone.all(-1, keepdim=True)
+    return score.masked_fill(gone & ~alone, float("-inf")).masked_fill(alone, 0.0).softmax(-1).masked_fill(alone, 0.0)

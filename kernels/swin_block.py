@@ -1,7 +1,7 @@
 """The public block operation on (B, H, W, C): x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x)).
 
-Fused in one kernel where there is one; else composed of PyTorch layers and `window_attention`. Either way only visible
-tokens go through the first LayerNorm and the qkv product.
+Fused in one kernel where there is one; else composed of PyTorch layers and `window_attention`. Either way masked tokens
+are left out of the first LayerNorm and the qkv product (mode "drop" needs their q; masks per head need all).
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from .geometry import Windows, relative_position_bias, shift_mask, shift_regions
 from .native import CPU_LIBRARY
 from .reference import keep_per_head
 from .visible import VisibleTokens
-from .window_attention import window_attention
+from .window_attention import not_float32, window_attention
 
 MODES = ("zero", "token", "drop")
 EPSILON = 1e-5
@@ -83,10 +83,14 @@ def swin_block(
     """
     if x.dim() != 4 or x.shape[0] == 0:
         raise ValueError(f"x must be (B, H, W, C) with at least one image, got {tuple(x.shape)}")
+    if weights.position_bias_table.dim() != 2 or weights.position_bias_table.shape[1] == 0:
+        raise ValueError(f"position_bias_table must be (rows, heads), got {tuple(weights.position_bias_table.shape)}")
     channels, heads = x.shape[-1], weights.position_bias_table.shape[-1]
-    windows = Windows(x.shape[1], x.shape[2], tuple(window), tuple(shift)).check()  # type: ignore[arg-type]
-    if weights.qkv_weight.shape != (3 * channels, channels):
-        raise ValueError(f"qkv_weight must be {(3 * channels, channels)} for x, got {tuple(weights.qkv_weight.shape)}")
+    for name, pair in (("window", window), ("shift", shift)):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(f"{name} must be a pair (height, width), got {pair!r}")
+    windows = Windows(x.shape[1], x.shape[2], (window[0], window[1]), (shift[0], shift[1])).check()
+    _check_weights(x, weights, windows)
     if channels % heads:
         raise ValueError(f"{heads} heads of the bias table do not divide the {channels} channels")
     if mode not in MODES:
@@ -97,10 +101,39 @@ def swin_block(
         raise ValueError(
             f"visible was built for {visible.batch} x {visible.windows}, but x needs {x.shape[0]} x {windows}"
         )
-    if drop_path_scale is not None and drop_path_scale.shape != (2, x.shape[0]):
-        raise ValueError(f"drop_path_scale must be {(2, x.shape[0])}, got {tuple(drop_path_scale.shape)}")
+    if drop_path_scale is not None:
+        if drop_path_scale.shape != (2, x.shape[0]):
+            raise ValueError(f"drop_path_scale must be {(2, x.shape[0])}, got {tuple(drop_path_scale.shape)}")
+        if drop_path_scale.requires_grad:
+            raise ValueError("drop_path_scale has no gradient; pass drop_path_scale.detach()")
     inputs = BlockInputs(x, weights, windows, visible, mode, drop_path_scale)
     return choose("swin_block", inputs, backend).run(inputs)
+
+
+def _check_weights(x: Tensor, weights: SwinBlockWeights, windows: Windows) -> None:
+    """Raise ValueError naming the first weight that does not fit x or the window."""
+    c, hidden = x.shape[-1], weights.fc1_weight.shape[0]
+    rows = (2 * windows.window[0] - 1) * (2 * windows.window[1] - 1)
+    expected: dict[str, tuple[int, ...]] = {
+        "qkv_weight": (3 * c, c),
+        "qkv_bias": (3 * c,),
+        "position_bias_table": (rows, weights.position_bias_table.shape[1]),
+        "proj_weight": (c, c),
+        "fc1_weight": (hidden, c),
+        "fc1_bias": (hidden,),
+        "fc2_weight": (c, hidden),
+    }
+    for name, weight in weights._asdict().items():
+        if weight is None and name == "mask_token":
+            continue
+        shape = expected.get(name, (c,))
+        if not isinstance(weight, Tensor) or weight.shape != shape:
+            found = tuple(weight.shape) if isinstance(weight, Tensor) else weight
+            raise ValueError(f"{name} must be {shape} for x with {c} channels, got {found}")
+        if weight.device != x.device:
+            raise ValueError(f"{name} is on {weight.device} but x is on {x.device}; move one of them")
+        if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"{name} is {weight.dtype} but x is {x.dtype}; convert one, or use torch.autocast")
 
 
 def _composed(inputs: BlockInputs, backend: str | None = None) -> Tensor:
@@ -163,11 +196,9 @@ def _cpu_why_not(inputs: BlockInputs) -> str | None:
     x, visible = inputs.x, inputs.visible
     if x.device.type != "cpu":
         return f"needs a CPU tensor, got {x.device}"
-    if x.dtype != torch.float32 and not torch.is_autocast_enabled("cpu"):
-        return f"needs float32, got {x.dtype}"
     if visible is not None and visible.heads is not None:
         return "per-head masks are not in this kernel"
-    return None
+    return not_float32([x, *(weight for weight in inputs.weights if weight is not None)])
 
 
 def _run_cpu(inputs: BlockInputs) -> Tensor:
@@ -180,7 +211,7 @@ def _run_cpu(inputs: BlockInputs) -> Tensor:
         w.mask_token if mode == "token" and visible is not None else None,
         None if visible is None else visible.image_keep,
         regions,
-        drop_path_scale,
+        None if drop_path_scale is None else drop_path_scale.float(),
         *windows.window,
         *windows.shift,
         MODES.index(mode) if visible is not None else 0,

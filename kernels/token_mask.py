@@ -69,8 +69,8 @@ def token_mask(
         ratio: share of masked tokens in [0, 1], a whole percent; a pair (low, high) is a range of whole percents from
             which one is drawn per call, or per image with `ratio_per_sample`, and per head if there are heads.
         heads: draw an independent mask per head (`mask_is_diff` of the public code).
-        exact: mask exactly round(ratio * N) tokens of every window, those with the smallest words, ties by token place;
-            needs `windows`.
+        exact: mask ratio * N tokens of every window, halves rounded up: those with the smallest words, ties by token
+            place; needs `windows`.
         windows: geometry for `exact`.
 
     Returns:
@@ -85,6 +85,10 @@ def token_mask(
             raise ValueError(f"{name} must be an int64 tensor with {dim} dimensions, got {tensor!r}")
     if exact and (windows is None or windows.tokens != tokens):
         raise ValueError(f"exact masks need the windows of an image of {tokens} tokens, got {windows}")
+    if tokens < 0:
+        raise ValueError(f"tokens must be at least 0, got {tokens}")
+    if exact and windows is not None:
+        windows.check()
     if heads is not None and heads < 1:
         raise ValueError(f"heads must be at least 1, got {heads}")
     if sample.device.type == "cpu" and not exact and CPU_LIBRARY.loaded:

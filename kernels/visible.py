@@ -12,9 +12,9 @@ class VisibleTokens:
     """The plan of one mask: which tokens are visible, and the compact list of them, sorted by window.
 
     S segments are the windows of all images (image by image), or with per-head masks the heads of each window, head
-    fastest. R rows are the capacity of the compact list; only the first `offsets[-1]` are used, the others repeat token
-    0 and whatever they hold is ignored. On the CPU, R is exact; on devices, and under torch.compile, R is every token,
-    so that no shape depends on data and nothing waits for the device.
+    fastest. R rows are the capacity of the compact list; only the first `offsets[-1]` are used, the others repeat the
+    first and whatever they hold is ignored. On the CPU, R is exact; on devices, and under torch.compile, R is every
+    token, so that no shape depends on data and nothing waits for the device.
 
     Attributes:
         image_keep: bool (B, L) or (B, heads, L), True = visible, in image order.
@@ -22,7 +22,8 @@ class VisibleTokens:
         batch: B, the number of images.
         heads: H with per-head masks, else None.
 
-    The list itself is made when it is first asked for: a kernel that walks through the image does without it.
+    The list itself is made when it is first asked for: a kernel that walks through the image does without it. The mask
+    is not copied: do not change it while the plan is in use.
     """
 
     def __init__(self, image_keep: Tensor, windows: Windows) -> None:
@@ -43,7 +44,7 @@ class VisibleTokens:
         Raises:
             ValueError: for a mask of another shape or dtype, an empty batch, or windows that do not tile the image.
         """
-        windows.check()
+        windows = windows.check()
         if keep.dtype != torch.bool or keep.dim() not in (2, 3) or keep.shape[-1] != windows.tokens:
             raise ValueError(
                 f"keep must be bool (batch, {windows.tokens}) or (batch, heads, {windows.tokens}), "
@@ -84,7 +85,11 @@ class VisibleTokens:
         return (self.keep.reshape(-1).cumsum(0) - 1).view_as(self.keep)
 
     def _compact(self) -> "_CompactRows":
-        if self._rows is None:
+        if self._rows is not None:
+            return self._rows
+        if torch.compiler.is_compiling():
+            return _compact_rows(self.image_keep, self.windows)  # a traced list must not outlive its graph
+        with torch.inference_mode(False):  # the list may be needed for training later
             self._rows = _compact_rows(self.image_keep, self.windows)
         return self._rows
 

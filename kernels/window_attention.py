@@ -61,11 +61,12 @@ def window_attention(
             tokens take part (SwinIR's numbers), else the pair is left out.
         masked: q, k, v of every masked token, each (heads, head_dim): the qkv bias for the published mask.
         window_mask: (M, T, S) added to the score of window w as window_mask[w % M], for nets that bring one; no
-            gradient.
+            gradient. Entries at or below -1e30, as -inf, exclude the key; a query without any key gets 0.
         backend: a name ("cpu", "reference"), or None for the first that can run.
 
     Returns:
-        The shape of q; (W, T, heads, head_dim) if masked tokens are given.
+        The shape of q; (W, T, heads, head_dim) if masked tokens are given. Under autocast the "cpu" backend computes
+        and returns float32. It has no second derivative and no forward-mode derivative.
 
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, or if the backend cannot run.
@@ -143,8 +144,15 @@ def _cpu_why_not(inputs: AttentionInputs) -> str | None:
         return "per-head masks are not in this kernel"
     if inputs.q.shape[-1] > MAX_HEAD_DIM:
         return f"head_dim is {inputs.q.shape[-1]}, at most {MAX_HEAD_DIM} fit"
-    if inputs.q.dtype != torch.float32 and not torch.is_autocast_enabled("cpu"):
-        return f"needs float32, got {inputs.q.dtype}"
+    return not_float32([inputs.q, inputs.k, inputs.v, inputs.bias, *(inputs.masked or ())])
+
+
+def not_float32(tensors: list[Tensor]) -> str | None:
+    """Why a float32 kernel cannot take these: autocast converts other dtypes, but not float64."""
+    autocast = torch.is_autocast_enabled("cpu")
+    for tensor in tensors:
+        if tensor.dtype == torch.float64 or (tensor.dtype != torch.float32 and not autocast):
+            return f"needs float32, got {tensor.dtype}"
     return None
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import pickle
 import re
 import secrets
 import zipfile
@@ -265,7 +266,8 @@ def _read_safetensors(path: Path) -> tuple[State, Mapping[str, Any] | None]:
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    unsafe = isinstance(error, pickle.UnpicklingError)  # torch's text then suggests to execute the file
+    reason = "not only tensors inside" if unsafe else (str(error).strip() or type(error).__name__).splitlines()[0]
     return ValueError(
         f"{path}: not a readable checkpoint ({reason}): truncated, corrupt, or holding more than tensors; "
         "copy it again, or save only the state dict with the code that made it"

@@ -35,6 +35,8 @@ def denoise(
     Raises:
         ValueError: for another shape, dtype or device than the model takes, or an unknown option.
     """
+    if not isinstance(image, Tensor):
+        raise ValueError(f"image must be a torch tensor, got {type(image).__name__}; use torch.from_numpy")
     if attention_mask not in ("average", "random", "off"):
         raise ValueError(f"attention_mask must be 'average', 'random' or 'off', got {attention_mask!r}")
     if not isinstance(average, int) or average < 1:

@@ -26,6 +26,8 @@ class MaskedSwinIR(nn.Module):
 
     def __init__(self, config: ModelConfig, *, backend: str | None = None) -> None:
         super().__init__()
+        if not isinstance(config, ModelConfig):
+            raise ValueError(f"config must be a ModelConfig, as PRESETS['small'], got {config!r}")
         self.config = config
         kernel, dim = config.conv_first_kernel, config.embed_dim
         self.conv_first = nn.Conv2d(config.in_channels, dim, kernel, padding=kernel // 2)

@@ -300,3 +300,17 @@ def test_without_the_packages_of_the_extra_doctor_runs_and_the_rest_says_what_to
     monkeypatch.setattr(sys, "argv", ["masked-swin", "train"])
     assert entry.main() == 1
     assert "jsonargparse is missing; install 'masked-swin[train]'" in capsys.readouterr().err
+
+
+def test_denoise_refuses_an_output_file_and_a_damaged_network(photos, tmp_path, capsys):
+    model = MaskedSwinIR(NETWORK)
+    save_checkpoint(model, tmp_path / "good.pth")
+    image, output = str(photos / "colour.png"), tmp_path / "result.png"
+    assert main(["denoise", image, "--output", str(output), "--model", str(tmp_path / "good.pth")]) == 1
+    assert "give the folder of the results" in capsys.readouterr().err
+    assert not output.exists()
+    torch.nn.init.constant_(model.conv_last.weight, float("nan"))
+    save_checkpoint(model, tmp_path / "bad.pth")
+    assert main(["denoise", image, "--output", str(tmp_path / "out"), "--model", str(tmp_path / "bad.pth")]) == 1
+    assert "output is not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "colour.png").exists()

@@ -27,7 +27,7 @@ shares = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0])
 
 
 def check(names, truth, ours, eager):
-    """Each result within 4 times the error of torch's fp32 ops (one draw, not a mean), plus roundings of the largest."""
+    """Each result within 4 times that of torch (one draw, not a mean), plus roundings of the largest."""
     largest = max(t.abs().max().item() if t.numel() else 0.0 for t in truth)
     for name, exact, value, yardstick in zip(names, truth, ours, eager, strict=True):
         error = (value.double() - exact).norm().item()

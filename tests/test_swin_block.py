@@ -143,7 +143,9 @@ def test_drop_path_scale_weighs_each_branch_of_each_image():
         ({"x": torch.zeros(8, 12, CHANNELS)}, r"x must be \(B, H, W, C\)"),
         ({"x": torch.zeros(0, 8, 12, CHANNELS)}, "at least one image"),
         ({"x": torch.zeros(1, 9, 12, CHANNELS)}, "not a multiple"),
-        ({"x": torch.zeros(1, 8, 12, 10)}, "qkv_weight must be"),
+        ({"x": torch.zeros(1, 8, 12, 10)}, "norm1_weight must be"),
+        ({"drop_path_scale": torch.ones(2, 1, requires_grad=True)}, "has no gradient"),
+        ({"window": 4}, "pair"),
         ({"window": (16, 16)}, "larger than the image"),
         ({"shift": (4, 0)}, "smaller than the window"),
         ({"mode": "sum"}, "mode must be one of zero, token, drop"),
@@ -164,3 +166,14 @@ def test_bad_arguments_are_refused(changes, message):
     } | changes
     with pytest.raises(ValueError, match=message):
         swin_block(**arguments)
+
+
+@pytest.mark.parametrize("name", SwinBlockWeights._fields[:13])
+def test_a_weight_that_does_not_fit_is_named(name):
+    weights = block_weights(random_block(0, dtype=torch.float32))
+    x = torch.zeros(1, 8, 12, CHANNELS)
+    for wrong in (None, getattr(weights, name)[..., None], getattr(weights, name).double()):
+        if wrong is None and name in ("position_bias_table", "fc1_weight"):
+            continue
+        with pytest.raises(ValueError, match=name):
+            swin_block(x, weights._replace(**{name: wrong}), window=(4, 4), shift=(0, 0))

@@ -239,3 +239,16 @@ def test_unusable_data_and_device_are_named(config: TrainConfig) -> None:
     grey = dataclasses.replace(NETWORK, in_channels=1, image_mean=(0.0,))
     with pytest.raises(ValueError, match=r"network\.in_channels"):
         Trainer(dataclasses.replace(config, network=grey))
+
+
+@pytest.mark.parametrize("output", ["", "images/a.png", "/proc/nowhere"])
+def test_an_output_that_cannot_be_written_is_refused_before_training(config, tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="output"):
+        Trainer(dataclasses.replace(config, output=output))
+
+
+def test_fewer_iterations_than_were_trained_are_refused(config):
+    Trainer(dataclasses.replace(config, iterations=4, milestones=())).run()
+    with pytest.raises(ValueError, match="already at step 4, beyond iterations 3"):
+        Trainer(dataclasses.replace(config, iterations=3, milestones=()))

@@ -139,6 +139,28 @@ def test_same_bits_for_any_number_of_threads(use):
 
 
 @needs_native
+def test_one_token_with_a_stride_of_its_own():
+    q = torch.randn(1, 50, 3, 64).transpose(0, 1)  # (50, 1, 3, 64), whose token dimension has stride 50 * 192
+    k, v = torch.randn(2, 50, 4, 3, 64)
+    bias = torch.randn(3, 1, 4)
+    out = window_attention(q, k, v, bias, scale=0.2, backend="cpu")
+    torch.testing.assert_close(out, window_attention(q, k, v, bias, scale=0.2, backend="reference"))
+
+
+@pytest.mark.parametrize("backend", ["reference"] + ["cpu"] * CPU_LIBRARY.loaded)
+def test_a_mask_of_minus_infinity_excludes_keys_and_may_empty_a_row(backend):
+    q, k, v = torch.randn(3, 2, 4, 2, 3, requires_grad=True)
+    mask = torch.zeros(2, 4, 4)
+    mask[0, 1] = float("-inf")
+    mask[1, 2] = torch.finfo(torch.float32).min
+    mask[:, :, 3] = float("-inf")
+    out = window_attention(q, k, v, torch.randn(2, 4, 4), scale=0.5, window_mask=mask, backend=backend)
+    assert out[0, 1].count_nonzero() == out[1, 2].count_nonzero() == 0
+    out.sum().backward()
+    assert out[0, 0].count_nonzero() == out[0, 0].numel()
+
+
+@needs_native
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_nan_is_not_swallowed(backend):
     q, k, v = torch.randn(3, 2, 16, 2, 4)

@@ -66,6 +66,9 @@ def denoise_files(
     Raises:
         ValueError: nothing to do, or a result would take the place of an input.
     """
+    if output.suffix.lower() in PIL.Image.registered_extensions():
+        raise ValueError(f"output {output}: give the folder of the results, not a file; names are kept")
+    output.mkdir(parents=True, exist_ok=True)
     base, target_folder = source if source.is_dir() else source.parent, output.resolve()
     if target_folder == base.resolve():
         raise ValueError(f"output {output}: the results would overwrite the inputs; choose another folder")
@@ -83,6 +86,8 @@ def denoise_files(
             decoded = read_image(path)
             noisy = to_tensor(decoded.pixels).to(device)
             restored = denoise(model, noisy, attention_mask=attention_mask, average=average, seed=seed)
+            if not restored.isfinite().all():
+                raise ValueError("the network's output is not finite; the checkpoint is damaged")
             image = PIL.Image.fromarray(to_uint8(to_array(restored)))
             _save(image.convert("L") if decoded.grey else image, target, decoded.format)
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: torch out of memory

@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import signal
+import tempfile
 import threading
 import time
 import zlib
@@ -93,6 +94,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         self._parameters = [parameter.data for parameter in self.model.parameters()]
         self._averages = [parameter.data for parameter in self.average.parameters()]
+        self._check_folder()
         if (self.folder / STATE_FILE).exists():
             self._resume()
 
@@ -187,6 +189,17 @@ class Trainer:
             torch.save(state, file)
         self.saved_step = self.step
 
+    def _check_folder(self) -> None:
+        """Raise ValueError now, not at the first checkpoint, if nothing can be written to the output folder."""
+        if not self.config.output:
+            raise ValueError("output is empty; name the folder of this run, as runs/first")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise ValueError(f"output {self.folder}: not a folder that can be written ({error.strerror})") from error
+
     def _resume(self) -> None:
         path = self.folder / STATE_FILE
         if not self.config.resume:
@@ -206,6 +219,9 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = self.saved_step = state["step"]
+        if self.step > self.config.iterations:
+            beyond = f"beyond iterations {self.config.iterations}; raise iterations"
+            raise ValueError(f"{path} is already at step {self.step}, {beyond}")
         self.messages.append(f"resuming {path} at step {self.step}")
 
     def _load_data(self) -> tuple[data.ImageSet, data.ImageSet]:

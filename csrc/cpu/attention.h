@@ -69,6 +69,7 @@ struct Tile {
                                                   float* weight) const {
     constexpr float SAFE = 1e-3f;  // the largest exponents are then small, and so is their rounding error
     for (int l = 0; l < width; l += LANES) {
+      if (!all_above(load(b.top + l), splat(NO_KEY))) return false;  // some query may see no key at all
       const Vec factor = splat(scale);
       Vec most = splat(EXCLUDED);
       for (int j = 0; j < rows() - (masked && !any_masked()); j++)

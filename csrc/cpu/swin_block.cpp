@@ -97,7 +97,10 @@ void prepare_qkv(const Problem& a, const Prepared& p) {
   const int C = p.C;
   // Padding columns multiply to 0.
   memset(p.wq, 0, (char*)p.wp - (char*)p.wq);
-  if (a.grad_out) memset(p.wq_back, 0, sizeof(float) * 3 * C * p.padded);
+  if (a.grad_out) {
+    memset(p.wq_back, 0, sizeof(float) * C * p.padded);
+    memset(p.wkv_back, 0, sizeof(float) * 2 * C * p.padded);
+  }
   for (int n = 0; n < 3 * C; n++) {
     const bool q = n < C;
     const int at = q ? n : n - C, stride = q ? p.padded : p.kv_padded;
