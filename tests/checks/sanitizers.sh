@@ -21,7 +21,8 @@ for isa in portable avx2 avx512; do
   [ "$used" = "$isa" ] || continue
   # Tests that start a compiler, which would inherit the sanitizer, are left out.
   sanitized -m pytest \
-    tests/test_window_attention.py tests/test_swin_block.py tests/test_token_mask.py tests/test_ops.py -m "not gpu" \
+    tests/test_window_attention.py tests/test_fused_block.py tests/test_swin_block.py tests/test_token_mask.py \
+    tests/test_ops.py -m "not gpu" \
     -k "not compile and not export and not graph" --capture=sys -p no:cacheprovider --timeout=1200
   sets+=("$isa")
 done
