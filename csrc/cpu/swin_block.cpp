@@ -9,18 +9,11 @@
 #include <math.h>
 
 #include "attention.h"
+#include "swin_block_weights.h"
 
 namespace masked_swin {
 namespace MASKED_SWIN_ISA {
 namespace {
-
-typedef SwinBlock Problem;
-
-constexpr int PACK = ACCUMULATORS / VECTORS;  // rows of a packed weight that are multiplied together
-constexpr float LAYER_NORM_EPSILON = 1e-5f;
-
-int pack_up(int n) { return (n + PACK - 1) / PACK * PACK; }
-int lanes_of(const Problem& a) { return round_up(a.tokens()); }
 
 // gelu(u) = u Phi(u) and its derivative, exact form; Phi by Abramowitz & Stegun 7.1.26 (absolute error 7.5e-8).
 INLINE void gelu(Vec u, Vec& value, Vec& slope) {
@@ -51,117 +44,6 @@ __attribute__((noinline)) void packed_product(int rows, int depth, const float* 
     for (; l < lanes; l += LANES) product_block<PACK, 1>(depth, w, b + l, lanes, at);
   }
 }
-
-// Sizes and places of what all windows read: bias tiles, folded and packed weights.
-struct Prepared {
-  int C, M, padded, kv_padded;
-  PreparedBias bias;
-  float *wq, *wkv, *bq, *bkv, *masked_q, *masked_kv, *wp, *w1, *b1, *w2;  // forward
-  float *wp_back, *w2_back, *w1_back, *wq_back, *wkv_back;                // backward
-  size_t size;
-
-  Prepared(const Problem& a, const float* memory)
-      : C(a.channels), M(a.hidden), padded(round_up(C + 1)), kv_padded(round_up(2 * C)), bias{a.bias, memory} {
-    float* next = const_cast<float*>(memory) + (PreparedBias::size(a.bias) + 15) / 16 * 16;
-    auto take = [&](size_t count, auto&... buffers) { ((buffers = next, next += (count + 15) / 16 * 16), ...); };
-    take((size_t)C * padded, wq);
-    take((size_t)C * kv_padded, wkv);
-    take(padded, bq, masked_q);
-    take(kv_padded, bkv, masked_kv);
-    take((size_t)pack_up(C) * C, wp);
-    take((size_t)pack_up(M) * C, w1);
-    take(M, b1);
-    take((size_t)pack_up(C) * M, w2);
-    if (a.grad_out) {
-      take((size_t)pack_up(C) * C, wp_back);
-      take((size_t)pack_up(M) * C, w2_back);
-      take((size_t)pack_up(C) * M, w1_back);
-      take((size_t)C * padded, wq_back);
-      take((size_t)2 * C * padded, wkv_back);
-    }
-    size = next - memory;
-  }
-};
-
-template <class F>
-void pack(float* to, int rows, int depth, F&& weight) {
-  for (int first = 0; first < rows; first += PACK)
-    for (int k = 0; k < depth; k++)
-      for (int i = 0; i < PACK; i++) *to++ = first + i < rows ? weight(first + i, k) : 0.0f;
-}
-
-enum PrepareJob { PREPARE_QKV, PREPARE_PROJ, PREPARE_FC1, PREPARE_FC2, PREPARE_JOBS };
-
-void prepare_qkv(const Problem& a, const Prepared& p) {
-  const BlockWeights& w = a.weights;
-  const int C = p.C;
-  // Padding columns multiply to 0.
-  memset(p.wq, 0, (char*)p.wp - (char*)p.wq);
-  if (a.grad_out) {
-    memset(p.wq_back, 0, sizeof(float) * C * p.padded);
-    memset(p.wkv_back, 0, sizeof(float) * 2 * C * p.padded);
-  }
-  for (int n = 0; n < 3 * C; n++) {
-    const bool q = n < C;
-    const int at = q ? n : n - C, stride = q ? p.padded : p.kv_padded;
-    float *forward = q ? p.wq : p.wkv, *back = q ? p.wq_back : p.wkv_back;
-    float bias = w.qkv_bias[n], masked = w.qkv_bias[n];
-    for (int c = 0; c < C; c++) {
-      const float weight = w.qkv_weight[(size_t)n * C + c];
-      bias += weight * w.norm1_bias[c];
-      if (a.mode == MaskMode::token) masked += weight * w.mask_token[c];
-      forward[(size_t)c * stride + at] = weight * w.norm1_weight[c];
-      if (a.grad_out) back[(size_t)at * p.padded + c] = weight * w.norm1_weight[c];
-    }
-    (q ? p.bq : p.bkv)[at] = bias;
-    (q ? p.masked_q : p.masked_kv)[at] = masked;
-  }
-}
-
-void prepare_job(const Problem& a, const Prepared& p, int job) {
-  const BlockWeights& w = a.weights;
-  const int C = p.C, M = p.M;
-  const bool backward = a.grad_out != nullptr;
-  if (job == PREPARE_QKV) prepare_qkv(a, p);
-  if (job == PREPARE_PROJ) {
-    pack(p.wp, C, C, [&](int n, int k) { return w.proj_weight[n * C + k]; });
-    if (backward) pack(p.wp_back, C, C, [&](int k, int n) { return w.proj_weight[n * C + k]; });
-  }
-  if (job == PREPARE_FC1) {
-    auto folded = [&](int m, int c) { return w.fc1_weight[(size_t)m * C + c] * w.norm2_weight[c]; };
-    pack(p.w1, M, C, folded);
-    if (backward) pack(p.w1_back, C, M, [&](int c, int m) { return folded(m, c); });
-    for (int m = 0; m < M; m++) {
-      float bias = w.fc1_bias[m];
-      for (int c = 0; c < C; c++) bias += w.fc1_weight[(size_t)m * C + c] * w.norm2_bias[c];
-      p.b1[m] = bias;
-    }
-  }
-  if (job == PREPARE_FC2) {
-    if (!backward) pack(p.w2, C, M, [&](int c, int m) { return w.fc2_weight[(size_t)c * M + m]; });
-    if (backward) pack(p.w2_back, M, C, [&](int m, int c) { return w.fc2_weight[(size_t)c * M + m]; });
-  }
-}
-
-// Sums of one chunk: weight gradients with respect to the normalised inputs, [output][input], where input C is the
-// constant 1, which gives the gradient of the bias; but for fc2 and proj, [input][output].
-struct Sums {
-  float *bias, *qkv, *proj, *fc1, *fc2, *b_masked, *b_proj, *b_fc2;
-  size_t size;
-
-  Sums(const Problem& a, float* memory) {
-    const size_t C = a.channels, M = a.hidden, padded = round_up(a.channels + 1);
-    float* next = memory;
-    auto take = [&](size_t count, auto&... buffers) { ((buffers = next, next += (count + 15) / 16 * 16), ...); };
-    take(BiasSums::size(a.bias), bias);
-    take(3 * C * padded, qkv);
-    take(C * padded, proj);
-    take(M * padded, fc1, fc2);
-    take(padded + round_up(2 * C), b_masked);
-    take(padded, b_proj, b_fc2);
-    size = next - memory;
-  }
-};
 
 struct Window {
   const Problem& a;
@@ -546,52 +428,6 @@ bool backward(const Problem& a, const float* prepared, float* sums, int64_t firs
     window.backward(s);
   }
   return true;
-}
-
-// Gradients of W, b, g and beta from those of W' = W diag(g) and b' = b + W beta: R = dW' and r = db', one row at a
-// time.
-void unfold_row(int C, const float* R, float r, const float* w, const float* g, const float* beta, float* dw, float* dg,
-                float* dbeta) {
-  for (int c = 0; c < C; c++) {
-    dw[c] = R[c] * g[c] + r * beta[c];
-    dg[c] += w[c] * R[c];
-    dbeta[c] += w[c] * r;
-  }
-}
-
-void finish(const Problem& a, const float* prepared, float* total) {
-  const Prepared p(a, prepared);
-  const Sums s(a, total);
-  const BlockWeights &w = a.weights, &g = a.grads;
-  const int C = p.C, M = p.M, padded = p.padded;
-  for (int head = 0; head < a.bias.heads; head++) BiasSums::finish(p.bias, s.bias, g.bias, head);
-  float* const added_to[] = {g.norm1_weight, g.norm1_bias, g.norm2_weight, g.norm2_bias};
-  for (float* row : added_to) memset(row, 0, sizeof(float) * C);
-  if (g.mask_token) memset(g.mask_token, 0, sizeof(float) * C);
-  for (int n = 0; n < 3 * C; n++) {
-    const int at = n < C ? n : padded + n - C;
-    const float *weight = w.qkv_weight + (size_t)n * C, r = s.qkv[(size_t)n * padded + C], masked = s.b_masked[at];
-    float* dw = g.qkv_weight + (size_t)n * C;
-    unfold_row(C, s.qkv + (size_t)n * padded, r, weight, w.norm1_weight, w.norm1_bias, dw, g.norm1_weight,
-               g.norm1_bias);
-    g.qkv_bias[n] = r + masked;
-    for (int c = 0; g.mask_token && c < C; c++) {
-      dw[c] += masked * w.mask_token[c];
-      g.mask_token[c] += masked * weight[c];
-    }
-  }
-  for (int m = 0; m < M; m++) {
-    const float r = s.fc1[(size_t)m * padded + C];
-    g.fc1_bias[m] = r;
-    unfold_row(C, s.fc1 + (size_t)m * padded, r, w.fc1_weight + (size_t)m * C, w.norm2_weight, w.norm2_bias,
-               g.fc1_weight + (size_t)m * C, g.norm2_weight, g.norm2_bias);
-    for (int n = 0; n < C; n++) g.fc2_weight[(size_t)n * M + m] = s.fc2[(size_t)m * padded + n];
-  }
-  for (int n = 0; n < C; n++) {
-    g.fc2_bias[n] = s.b_fc2[n];
-    g.proj_bias[n] = s.b_proj[n];
-    for (int k = 0; k < C; k++) g.proj_weight[(size_t)n * C + k] = s.proj[(size_t)k * padded + n];
-  }
 }
 
 }  // namespace
