@@ -25,7 +25,7 @@ INSTRUCTION_SETS = {"portable": []} | (
     else {}
 )
 FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
-FLAGS += ["-Wall", "-Wno-psabi", "-Wno-unused-function", "-Wno-maybe-uninitialized", "-Wno-unknown-pragmas"]
+FLAGS += ["-Wall", "-Wno-psabi", "-Wno-unused-function", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-unknown-pragmas"]
 FLAGS += os.environ.get("MASKED_SWIN_CXXFLAGS", "").split()
 LDFLAGS = os.environ.get("MASKED_SWIN_LDFLAGS", "").split()
 TORCH_2_10 = "0x020a000000000000"

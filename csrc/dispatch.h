@@ -70,7 +70,10 @@ class Run {
       for (int64_t i = 1; i < chunks(); i++) kernels().add(sums + begin, sums + size * i + begin, end - begin);
       return true;
     });
-    steps_.finish(problem_, prepared_, sums);
+    each(steps_.finish_jobs(problem_), [&](int64_t job) {
+      steps_.finish(problem_, prepared_, sums, static_cast<int>(job));
+      return true;
+    });
   }
 
  private:

@@ -5,7 +5,7 @@
 namespace masked_swin {
 namespace {
 
-// The order of SwinBlockWeights in kernels/swin_block.py; the bias is dense (heads, tokens, tokens).
+// The order of SwinBlockWeights in kernels/swin_block.py.
 constexpr int WEIGHTS = 13;
 
 BlockWeights weights_of(const std::vector<Tensor>& t, const MaybeTensor& mask_token) {
@@ -13,22 +13,46 @@ BlockWeights weights_of(const std::vector<Tensor>& t, const MaybeTensor& mask_to
           data(t[7]), data(t[8]), data(t[9]), data(t[10]), data(t[11]), data(t[12]), data(mask_token)};
 }
 
+// Kinds of windows: in Swin only those at the end of a shifted axis hold several regions.
+struct Kinds {
+  std::vector<int32_t> kind, patterns;
+
+  explicit Kinds(const SwinBlock& a) {
+    const int down = a.shift_height > 0, across = a.shift_width > 0;
+    for (int i = 0; i <= down; i++)
+      for (int j = 0; j <= across; j++)
+        for (int y = 0; y < a.window_height; y++)
+          for (int x = 0; x < a.window_width; x++)
+            patterns.push_back((i && y >= a.window_height - a.shift_height) * 2 +
+                               (j && x >= a.window_width - a.shift_width));
+    for (int i = 1; i <= a.windows_down(); i++)
+      for (int j = 1; j <= a.windows_across(); j++)
+        kind.push_back((down && i == a.windows_down()) * (1 + across) + (across && j == a.windows_across()));
+  }
+
+  void describe(PositionBias& bias) const {
+    bias.kinds = static_cast<int>(patterns.size()) / bias.keys;
+    bias.patterns = patterns.data();
+    bias.kind = kind.data();
+    bias.pattern_windows = static_cast<int64_t>(kind.size());
+  }
+};
+
 struct Call {
   Tensor x;
   std::vector<Tensor> weights;
-  MaybeTensor mask_token, keep, drop_path_scale, regions;
+  MaybeTensor mask_token, keep, drop_path_scale;
   std::optional<Kinds> kinds;
   SwinBlock a{};
 
   Call(const Tensor& x_, const std::vector<Tensor>& weights_, const MaybeTensor& mask_token_, const MaybeTensor& keep_,
-       const MaybeTensor& regions_, const MaybeTensor& drop_path_scale_, int64_t window_height, int64_t window_width,
-       int64_t shift_height, int64_t shift_width, int64_t mode)
+       const MaybeTensor& drop_path_scale_, int64_t window_height, int64_t window_width, int64_t shift_height,
+       int64_t shift_width, int64_t mode)
       : x(contiguous(x_, "x")),
         mask_token(contiguous(mask_token_, "mask_token")),
         keep(contiguous(keep_, "keep", ScalarType::Bool)),
-        drop_path_scale(contiguous(drop_path_scale_, "drop_path_scale")),
-        regions(contiguous(regions_, "regions", ScalarType::Int)) {
-    STD_TORCH_CHECK(x.dim() == 4 && weights_.size() == WEIGHTS,
+        drop_path_scale(contiguous(drop_path_scale_, "drop_path_scale")) {
+    STD_TORCH_CHECK(x.dim() == 4 && weights_.size() == WEIGHTS && weights_[4].dim() == 2,
                     "masked_swin: swin_block needs x (B, H, W, C) and 13 weights");
     for (const Tensor& t : weights_) weights.push_back(contiguous(t, "a weight"));
     a.batch = x.size(0);
@@ -41,9 +65,11 @@ struct Call {
     a.shift_height = static_cast<int>(shift_height);
     a.shift_width = static_cast<int>(shift_width);
     a.mode = static_cast<MaskMode>(mode);
-    a.bias.heads = static_cast<int>(weights[4].size(0));
+    a.bias.heads = static_cast<int>(weights[4].size(1));
     a.bias.queries = a.bias.keys = a.tokens();
     a.bias.bias = data(weights[4]);
+    a.bias.table_height = a.window_height;
+    a.bias.table_width = a.window_width;
     a.bias.masked = keep && a.mode != MaskMode::drop;
     a.bias.penalty = keep && a.mode == MaskMode::drop ? EXCLUDED : -100.0f;
     a.bias.kinds = 1;
@@ -53,16 +79,16 @@ struct Call {
     a.drop_path_scale = data(drop_path_scale);
     a.x = data(x);
     check();
-    if (regions) {
-      kinds.emplace(data<int32_t>(regions), regions->size(0), a.tokens());
+    if (a.shift_height || a.shift_width) {
+      kinds.emplace(a);
       kinds->describe(a.bias);
     }
   }
 
   void check() const {
     const int64_t C = a.channels, M = a.hidden, N = a.tokens();
-    const int64_t expected[WEIGHTS] = {C,     C, 3 * C * C, 3 * C, a.bias.heads * N * N, C * C, C, C, C,
-                                       M * C, M, C * M,     C};
+    const int64_t table = (2 * a.window_height - 1) * (2 * a.window_width - 1) * a.bias.heads;
+    const int64_t expected[WEIGHTS] = {C, C, 3 * C * C, 3 * C, table, C * C, C, C, C, M * C, M, C * M, C};
     bool fits = N > 0 && a.height % a.window_height == 0 && a.width % a.window_width == 0 &&
                 a.bias.heads * a.head_dim == C && a.shift_height >= 0 && a.shift_height < a.window_height &&
                 a.shift_width >= 0 && a.shift_width < a.window_width;
@@ -70,17 +96,16 @@ struct Call {
     fits = fits && (!keep || keep->numel() == a.batch * a.height * a.width) &&
            (!drop_path_scale || drop_path_scale->numel() == 2 * a.batch) && (!mask_token || mask_token->numel() == C) &&
            mask_token.has_value() == (a.mode == MaskMode::token) && a.mode >= MaskMode::zero &&
-           a.mode <= MaskMode::drop &&
-           (!regions || (regions->dim() == 2 && regions->size(1) == N && regions->size(0) > 0));
+           a.mode <= MaskMode::drop;
     STD_TORCH_CHECK(fits, "masked_swin: swin_block got weights, masks or windows that do not fit x");
   }
 };
 
-Tensor swin_block(Tensor x, std::vector<Tensor> weights, MaybeTensor mask_token, MaybeTensor keep, MaybeTensor regions,
+Tensor swin_block(Tensor x, std::vector<Tensor> weights, MaybeTensor mask_token, MaybeTensor keep,
                   MaybeTensor drop_path_scale, int64_t window_height, int64_t window_width, int64_t shift_height,
                   int64_t shift_width, int64_t mode) {
-  Call call(x, weights, mask_token, keep, regions, drop_path_scale, window_height, window_width, shift_height,
-            shift_width, mode);
+  Call call(x, weights, mask_token, keep, drop_path_scale, window_height, window_width, shift_height, shift_width,
+            mode);
   Tensor out = contiguous_like(call.x);
   call.a.out = data(out);
   Run(call.a, kernels().swin_block, call.a.windows()).forward();
@@ -89,11 +114,10 @@ Tensor swin_block(Tensor x, std::vector<Tensor> weights, MaybeTensor mask_token,
 
 // The gradients of x, the weights and, if there is one, the mask token.
 std::vector<Tensor> swin_block_backward(Tensor grad_out, Tensor x, std::vector<Tensor> weights, MaybeTensor mask_token,
-                                        MaybeTensor keep, MaybeTensor regions, MaybeTensor drop_path_scale,
-                                        int64_t window_height, int64_t window_width, int64_t shift_height,
-                                        int64_t shift_width, int64_t mode) {
-  Call call(x, weights, mask_token, keep, regions, drop_path_scale, window_height, window_width, shift_height,
-            shift_width, mode);
+                                        MaybeTensor keep, MaybeTensor drop_path_scale, int64_t window_height,
+                                        int64_t window_width, int64_t shift_height, int64_t shift_width, int64_t mode) {
+  Call call(x, weights, mask_token, keep, drop_path_scale, window_height, window_width, shift_height, shift_width,
+            mode);
   const Tensor d_out = contiguous(grad_out, "grad_out");
   STD_TORCH_CHECK(d_out.numel() == call.x.numel(), "masked_swin: grad_out does not fit x");
   std::vector<Tensor> grads{contiguous_like(call.x)};

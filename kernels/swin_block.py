@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backends import REGISTRY, Backend, choose
-from .geometry import Windows, relative_position_bias, shift_mask, shift_regions, token_order
+from .geometry import Windows, relative_position_bias, shift_mask, token_order
 from .native import CPU_LIBRARY
 from .reference import keep_per_head
 from .visible import VisibleTokens
@@ -203,14 +203,11 @@ def _cpu_why_not(inputs: BlockInputs) -> str | None:
 
 def _run_cpu(inputs: BlockInputs) -> Tensor:
     x, w, windows, visible, mode, drop_path_scale = inputs
-    bias = relative_position_bias(w.position_bias_table, windows.window)
-    regions = None if windows.shift == (0, 0) else shift_regions(windows, x.device).int()
     out: Tensor = torch.ops.masked_swin.swin_block_cpu(
         x,
-        [*w[:4], bias, *w[5:13]],
+        [*w[:13]],
         w.mask_token if mode == "token" and visible is not None else None,
         None if visible is None else visible.image_keep,
-        regions,
         None if drop_path_scale is None else drop_path_scale.float(),
         *windows.window,
         *windows.shift,

@@ -37,6 +37,12 @@ void exponentiate(int keys, int lanes, const float* bias, float* top, float* exp
   }
 }
 
+// Which queries of one vector are visible, and how many are before them.
+struct Group {
+  uint32_t visible;
+  int before;
+};
+
 struct Tile {
   int lanes;     // stride of a row
   int width;     // lanes in use
@@ -46,9 +52,31 @@ struct Tile {
   float scale;
   const int* row;  // visible key -> its row of the bias
   const unsigned char* visible;
+  // Masked queries share their scores as masked keys do. With groups, raw scores are of the visible queries only, side
+  // by side, and then of one that stands for all masked ones.
+  const Group* groups = nullptr;
 
   int rows() const { return keys + masked; }
   bool any_masked() const { return masked && keys < all_keys; }
+  int raw_queries() const { return groups ? keys + 1 : width; }
+
+  // Raw values of the queries at lanes l.
+  Vec spread(const float* raw, int l) const {
+    if (!groups) return load(raw + l);
+    const Group g = groups[l / LANES];
+    return expand(raw + g.before, g.visible, splat(raw[keys]));
+  }
+  // The reverse for gradients: those of masked queries are added up.
+  __attribute__((noinline)) void gather_queries(const float* tile, float* raw) const {
+    for (int j = 0; j < rows(); j++, tile += lanes, raw += lanes) {
+      Vec rest = {};
+      for (int l = 0; l < width; l += LANES) {
+        const Group g = groups[l / LANES];
+        rest += compress(raw + g.before, g.visible, load(tile + l));
+      }
+      raw[keys] = sum(rest);
+    }
+  }
 
   // Whether `part` of the sum of all exp(bias) is so large that a difference from the whole is exact.
   bool mostly_masked(const Bias& b, Vec part, int l) const { return all_above(part, load(b.exp_total + l) * 0.1f); }
@@ -63,34 +91,37 @@ struct Tile {
   }
 
   // The same as `softmax` below, faster: exp(q.k - maximum) exp(bias) needs neither the bias nor the masked keys' rows.
-  // False if some sum is too small to be exact, or no key is there: the scores must then be computed again, for
+  // False if some sum is too small to be exact, or no key is there: the raw scores must then be computed again, for
   // `softmax`.
-  __attribute__((noinline)) bool factored_softmax(const Bias& b, float* score, float* inverse, float* shared,
-                                                  float* weight) const {
+  __attribute__((noinline)) bool factored_softmax(const Bias& b, float* raw, float* score, float* inverse,
+                                                  float* shared, float* weight) const {
     constexpr float SAFE = 1e-3f;  // the largest exponents are then small, and so is their rounding error
+    const int used = keys + any_masked();
+    for (int l = 0; l < raw_queries(); l += LANES) {
+      Vec most = splat(EXCLUDED);
+      for (int j = 0; j < used; j++) most = max(most, load(raw + (size_t)j * lanes + l) * scale);
+      for (int j = 0; j < used; j++) {
+        float* s = raw + (size_t)j * lanes + l;
+        store(s, exp(load(s) * scale - most));
+      }
+      if (used < rows()) store(raw + (size_t)keys * lanes + l, Vec{});
+    }
     for (int l = 0; l < width; l += LANES) {
       if (!all_above(load(b.top + l), splat(NO_KEY))) return false;  // some query may see no key at all
-      const Vec factor = splat(scale);
-      Vec most = splat(EXCLUDED);
-      for (int j = 0; j < rows() - (masked && !any_masked()); j++)
-        most = max(most, load(score + (size_t)j * lanes + l) * factor);
       Vec total = {}, seen = {};
       for (int j = 0; j < keys; j++) {
-        float* s = score + (size_t)j * lanes + l;
         const Vec exp_bias = load(b.exp_bias + (size_t)row[j] * lanes + l);
-        const Vec e = exp(load(s) * factor - most) * exp_bias;
-        store(s, e);
+        const Vec e = spread(raw + (size_t)j * lanes, l) * exp_bias;
+        store(score + (size_t)j * lanes + l, e);
         total += e;
         seen += exp_bias;
       }
       if (masked) {
-        float* masked_row = score + (size_t)keys * lanes + l;
-        const Vec common = any_masked() ? exp(load(masked_row) * factor - most) : Vec{};
-        const Vec rest = load(b.exp_total + l) - seen;
+        const Vec common = spread(raw + (size_t)keys * lanes, l), rest = load(b.exp_total + l) - seen;
         const Vec w = mostly_masked(b, rest, l) ? rest : masked_weight(b, l);
         store(shared + l, common);
         store(weight + l, w);
-        store(masked_row, common * w);
+        store(score + (size_t)keys * lanes + l, common * w);
         total += common * w;
       }
       if (!all_above(total, splat(SAFE))) return false;
@@ -99,21 +130,20 @@ struct Tile {
     return true;
   }
 
-  // score: q.k -> exponentials, unnormalised. Per query: their inverse sum, and for the masked keys the common factor
-  // `shared` = exp(scale q.k_m + top - maximum) and `weight`; row `keys` of score = shared * weight.
-  __attribute__((noinline)) void softmax(const Bias& b, float* score, float* inverse, float* shared,
+  // raw: q.k -> score: exponentials, unnormalised (the two may be one). Per query: their inverse sum, and for the
+  // masked keys the common factor `shared` = exp(scale q.k_m + top - maximum) and `weight`; row `keys` of score =
+  // shared * weight.
+  __attribute__((noinline)) void softmax(const Bias& b, const float* raw, float* score, float* inverse, float* shared,
                                          float* weight) const {
     for (int l = 0; l < width; l += LANES) {
       Vec most = splat(EXCLUDED);
       for (int j = 0; j < keys; j++) {
-        float* s = score + (size_t)j * lanes + l;
-        const Vec v = load(s) * scale + load(b.bias + (size_t)row[j] * lanes + l);
-        store(s, v);
+        const Vec v = spread(raw + (size_t)j * lanes, l) * scale + load(b.bias + (size_t)row[j] * lanes + l);
+        store(score + (size_t)j * lanes + l, v);
         most = max(most, v);
       }
-      float* masked_row = score + (size_t)keys * lanes + l;
       Vec exponent = {}, sum = {};
-      if (any_masked()) most = max(most, exponent = load(masked_row) * scale + load(b.top + l));
+      if (any_masked()) most = max(most, exponent = spread(raw + (size_t)keys * lanes, l) * scale + load(b.top + l));
       for (int j = 0; j < keys; j++) {
         float* s = score + (size_t)j * lanes + l;
         const Vec e = exp(load(s) - most);
@@ -124,33 +154,29 @@ struct Tile {
         const Vec factor = any_masked() ? exp(exponent - most) : Vec{}, w = masked_weight(b, l);
         store(shared + l, factor);
         store(weight + l, w);
-        store(masked_row, factor * w);
+        store(score + (size_t)keys * lanes + l, factor * w);
         sum += factor * w;
       }
       store(inverse + l, most < NO_KEY ? Vec{} : 1.0f / sum);
     }
   }
 
-  // score: exponentials -> probabilities; d_score: gradient of the probabilities -> of the scores. The gradient of the
-  // bias is added to d_bias [key][query]: ds for a visible key, exp_bias * U for a masked one. Where most keys are
-  // masked, U goes into sum_u instead, from which every key gets exp_bias * U at the end; here it is taken back for the
-  // visible ones.
-  __attribute__((noinline)) void softmax_backward(const Bias& b, float* score, float* d_score, const float* inverse,
-                                                  const float* shared, const float* weight, float* d_bias,
-                                                  float* sum_u) const {
+  // score: the exponentials e. d_score: (gradient of the output / sum of e) . v -> gradient of the scores. The gradient
+  // of the bias is added to d_bias [key][query]: ds for a visible key, exp_bias * U for a masked one. Where most keys
+  // are masked, U goes into sum_u instead, from which every key gets exp_bias * U at the end; here it is taken back for
+  // the visible ones.
+  __attribute__((noinline)) void softmax_backward(const Bias& b, const float* score, float* d_score,
+                                                  const float* inverse, const float* shared, const float* weight,
+                                                  float* d_bias, float* sum_u) const {
     for (int l = 0; l < width; l += LANES) {
-      const Vec scale_p = load(inverse + l);
-      Vec dot = {};  // sum_j p_ij dp_ij, equal to do_i.o_i
-      for (int j = 0; j < rows(); j++) {
-        float* s = score + (size_t)j * lanes + l;
-        const Vec p = load(s) * scale_p;
-        store(s, p);
-        dot += p * load(d_score + (size_t)j * lanes + l);
-      }
+      Vec dots[2] = {};
+      for (int j = 0; j < rows(); j++)
+        dots[j & 1] += load(score + (size_t)j * lanes + l) * load(d_score + (size_t)j * lanes + l);
+      const Vec dot = (dots[0] + dots[1]) * load(inverse + l);  // sum_j p_ij dp_ij / sum of e
       Vec u = {};
       if (masked) {
         float* d = d_score + (size_t)keys * lanes + l;
-        u = load(shared + l) * scale_p * (load(d) - dot);
+        u = load(shared + l) * (load(d) - dot);
         store(d, u * load(weight + l));
         if (mostly_masked(b, load(weight + l), l)) {
           store(sum_u + l, load(sum_u + l) + u);
@@ -195,14 +221,13 @@ struct PreparedBias {
 
   static void fill(const PositionBias& p, float* memory, int kind, int head) {
     float* tiles = memory + per_head(p) * (kind * p.heads + head);
-    const float* from = p.bias + (size_t)head * p.queries * p.keys;
     const int32_t* region = p.patterns ? p.patterns + (size_t)kind * p.keys : nullptr;
-    for (int j = 0; j < p.keys; j++)
-      for (int i = 0; i < lanes(p); i++) {
-        const float value = i < p.queries ? from[(size_t)i * p.keys + j] : 0.0f;
-        const bool foreign = region && i < p.queries && region[i] != region[j];
-        tiles[(size_t)j * lanes(p) + i] = foreign ? value + p.penalty : value;
-      }
+    for (int j = 0; j < p.keys; j++) {
+      float* row = tiles + (size_t)j * lanes(p);
+      memset(row, 0, sizeof(float) * lanes(p));
+      p.each_query(head, j, [=](int i, size_t entry) { row[i] = p.bias[entry]; });
+      for (int i = 0; region && i < p.queries; i++) row[i] += region[i] != region[j] ? p.penalty : 0.0f;
+    }
     float* top = tiles + tile(p);
     exponentiate(p.keys, lanes(p), tiles, top, top + lanes(p), top + 2 * lanes(p));
   }
@@ -218,7 +243,7 @@ struct BiasSums {
     return sums + PreparedBias::tile(p) * p.heads + (size_t)PreparedBias::lanes(p) * (kind * p.heads + head);
   }
 
-  // total: the sums of all chunks. grad: (heads, queries, keys)
+  // total: the sums of all chunks. grad: as the bias, zeroed
   static void finish(const PreparedBias& prepared, float* total, float* grad, int head) {
     const PositionBias& p = prepared.p;
     const int lanes = PreparedBias::lanes(p);
@@ -231,9 +256,8 @@ struct BiasSums {
           store(entry, load(entry) + load(exp_bias + (size_t)j * lanes + l) * load(u + l));
         }
     }
-    for (int i = 0; i < p.queries; i++)
-      for (int j = 0; j < p.keys; j++)
-        grad[((size_t)head * p.queries + i) * p.keys + j] = entries[(size_t)j * lanes + i];
+    for (int j = 0; j < p.keys; j++)
+      p.each_query(head, j, [=](int i, size_t entry) { grad[entry] += entries[(size_t)j * lanes + i]; });
   }
 };
 

@@ -12,13 +12,26 @@ constexpr float EXCLUDED = -1e30f;  // stands for minus infinity
 // different patterns of them (4 in Swin), the kinds of windows.
 struct PositionBias {
   int heads, queries, keys;
-  const float* bias;        // (heads, queries, keys)
+  const float* bias;        // (heads, queries, keys), or a table (see below)
   bool masked;              // masked tokens take part
   float penalty;            // added between regions
   int kinds;                // at least 1
   const int32_t* patterns;  // (kinds, keys): the region of each place; null without regions
   const int32_t* kind;      // (pattern_windows): the kind of window w is kind[w % pattern_windows]
   int64_t pattern_windows;
+  int table_height, table_width;  // window h, w of a table ((2h-1) * (2w-1), heads) of relative positions; 0: dense
+
+  // f(query, index of its entry in `bias`) for one key
+  template <class F>
+  void each_query(int head, int key, F&& f) const {
+    if (!table_width)
+      for (int i = 0; i < queries; i++) f(i, ((size_t)head * queries + i) * keys + key);
+    for (int y = 0; y < (table_width ? table_height : 0); y++)
+      for (int x = 0; x < table_width; x++) {
+        const int down = y - key / table_width + table_height - 1, across = x - key % table_width + table_width - 1;
+        f(y * table_width + x, (size_t)(down * (2 * table_width - 1) + across) * heads + head);
+      }
+  }
 };
 
 // Rows of (heads * head_dim) floats, either windowed (row = window * tokens + place) or compact.
@@ -87,18 +100,19 @@ struct TokenMask {
   bool* out;  // (samples, heads, tokens)
 };
 
-// The steps of one operation. `prepared` is made first and read by all windows, in `prepare_jobs` independent parts. A
-// chunk of the backward adds into its own `sums`; then the chunks are added up, in order, and `finish` makes gradients
-// of the total.
+// The steps of one operation. `prepared` is made first and read by all windows, in independent jobs. A chunk of the
+// backward adds into its own `sums`; then the chunks are added up, in order, and `finish` makes gradients of the total,
+// in independent jobs, too.
 template <class Problem>
 struct Steps {
   size_t (*prepared_size)(const Problem&);
   size_t (*sums_size)(const Problem&);
   int (*prepare_jobs)(const Problem&);
+  int (*finish_jobs)(const Problem&);
   void (*prepare)(const Problem&, float* prepared, int job);
   bool (*forward)(const Problem&, const float* prepared, int64_t first, int64_t last);  // false: out of memory
   bool (*backward)(const Problem&, const float* prepared, float* sums, int64_t first, int64_t last);
-  void (*finish)(const Problem&, const float* prepared, float* total);
+  void (*finish)(const Problem&, const float* prepared, float* total, int job);
 };
 
 // One instruction set's kernels.

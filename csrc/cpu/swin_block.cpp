@@ -8,99 +8,79 @@
 // LayerNorms' weight and bias are folded into the product that follows: W' = W diag(g), b' = b + W beta.
 #include <math.h>
 
-#include "attention.h"
+#include "gelu.h"
 #include "swin_block_weights.h"
+#include "swin_block_window.h"
 
 namespace masked_swin {
 namespace MASKED_SWIN_ISA {
 namespace {
 
-// gelu(u) = u Phi(u) and its derivative, exact form; Phi by Abramowitz & Stegun 7.1.26 (absolute error 7.5e-8).
-INLINE void gelu(Vec u, Vec& value, Vec& slope) {
-  const Vec t = reciprocal(1.0f + max(u, -u) * (0.3275911f * 0.70710678f));
-  const Vec e = exp(u * u * -0.5f);
-  Vec q = t * 0.5307027145f - 0.7265760135f;
-  q = q * t + 0.7107068705f;
-  q = q * t - 0.142248368f;
-  q = q * t + 0.127414796f;
-  q = q * t * e;  // Phi(-|u|)
-  const Vec phi = u < 0.0f ? q : 1.0f - q;
-  value = u * phi;
-  slope = u * e * 0.39894228f + phi;
-}
+constexpr float LAYER_NORM_EPSILON = 1e-5f;
 
 // out(row, lane, sum_k w[row][k] b[k][lane]) for a weight packed in blocks of PACK rows.
-template <class Out>
-__attribute__((noinline)) void packed_product(int rows, int depth, const float* packed, const float* b, int lanes,
-                                              Out&& out) {
+template <class A, class Out>
+static void packed_product(int rows, int depth, const float* packed, const float* b, int lanes, Out&& out) {
   for (int first = 0; first < rows; first += PACK) {
-    const Operand w{packed + (size_t)first * depth, 1, PACK};
-    auto store_row = [&](int i, int l, Vec v) INLINE_LAMBDA {
-      if (first + i < rows) out(first + i, l, v);
-    };
+    const Operand w{packed + (size_t)first * words<A>(depth), 1, PACK};
     int l = 0;
-    auto at = [&](int i, int part, Vec v) INLINE_LAMBDA { store_row(i, l + part, v); };
-    for (; l + VECTORS * LANES <= lanes; l += VECTORS * LANES) product_block<PACK, VECTORS>(depth, w, b + l, lanes, at);
-    for (; l < lanes; l += LANES) product_block<PACK, 1>(depth, w, b + l, lanes, at);
+    auto at = [&](int i, int part, Vec v) INLINE_LAMBDA {
+      if (rows % PACK == 0 || first + i < rows) out(first + i, l + part, v);
+    };
+    for (; l + VECTORS * LANES <= lanes; l += VECTORS * LANES)
+      product_block<A, PACK, VECTORS>(words<A>(depth), w, b + l, lanes, at);
+    for (; l < lanes; l += LANES) product_block<A, PACK, 1>(words<A>(depth), w, b + l, lanes, at);
   }
 }
 
-struct Window {
-  const Problem& a;
+// A is what products compute in. `words_a` and `words_b` hold their operands in this form, for a moment.
+template <class Sizes, class A>
+struct Window : Tokens<Sizes> {
+  typedef Tokens<Sizes> Base;
+  using Base::a, Base::offset, Base::order, Base::rank, Base::visible, Base::groups, Base::visible_count, Base::kind,
+      Base::attention_factor, Base::mlp_factor, Base::prefetch_rows;
+  using Sizes::C, Sizes::M, Sizes::N, Sizes::D, Sizes::heads, Sizes::lanes, Sizes::padded, Sizes::kv_stride;
   const Prepared p;
-  const int C, M, N, lanes, padded, kv_stride, heads, D;
   const float scale;
   Scratch scratch;
   // of the present window
-  int visible_count = 0, query_rows = 0, kind = 0;
-  float attention_factor = 1.0f, mlp_factor = 1.0f;  // stochastic depth
+  int query_rows = 0;    // tokens with a q of their own
+  bool compact = false;  // masked queries are one
   Tile tile{};
-  size_t *offset, *next_offset;  // place -> x, for this window and the next
-  int *order, *rank;             // rank -> place and back
-  unsigned char* visible;
   const float** pointers;
   float** targets;
   float *x_cm, *normed_cm, *attended_cm, *q_cm, *hidden_cm, *normed_tm, *q_tm, *kv_tm;
-  float *exponentials, *inverse, *shared, *weight, *rstd1, *rstd2;
+  float *raw, *exponentials, *inverse, *shared, *weight, *rstd1, *rstd2, *words_a, *words_b, *words_v;
   float *dy_cm, *slope_cm, *dx_cm, *dq_cm, *d_attended_cm, *dy_tm, *dx_tm, *d_attended_tm, *normed2_tm, *q_places,
-      *dq_tm, *dkv_tm, *d_score;
-  float* d_normed_tm;
+      *dq_tm, *dkv_tm, *d_score, *d_normed_tm;
 
   Window(const Problem& problem, const float* prepared)
-      : a(problem),
-        p(a, prepared),
-        C(a.channels),
-        M(a.hidden),
-        N(a.tokens()),
-        lanes(lanes_of(a)),
-        padded(round_up(C + 1)),
-        kv_stride(round_up(2 * C)),
-        heads(a.bias.heads),
-        D(a.head_dim),
-        scale(1.0f / sqrtf((float)D)),
-        scratch([&](Scratch& s) { lay_out(s); }) {}
+      : Base(problem), p(problem, prepared), scale(1.0f / sqrtf((float)D)), scratch([&](Scratch& s) { lay_out(s); }) {}
 
   void lay_out(Scratch& s) {
     const bool backward = a.grad_out;
-    const size_t cm = (size_t)C * lanes, tm = (size_t)N * padded + LANES, tile_size = (size_t)(N + 1) * lanes;
-    const size_t kv = (size_t)(N + 1) * kv_stride + LANES;
-    s.take(N, offset, next_offset);
-    s.take(N, order);
-    s.take(N, rank);
-    s.take(N, visible);
-    s.take(N, pointers);
-    s.take(N, targets);
+    const size_t cm = (size_t)C * lanes, tm = (size_t)N * padded + padded + LANES;
+    const size_t tile_size = (size_t)(N + 1) * lanes, kv = (size_t)(N + 1) * kv_stride + LANES;
+    const size_t hidden = (size_t)M * lanes > tm ? (size_t)M * lanes : tm;
+    Base::lay_out(s);
+    s.take(N + 1, pointers);
+    s.take(N + 1, targets);
     s.take(cm, x_cm, normed_cm, attended_cm, q_cm);
-    const size_t hidden = (size_t)M * lanes;
-    s.take(hidden > tm ? hidden : tm, hidden_cm);
+    s.take(hidden, hidden_cm);
     s.take(tm, normed_tm, q_tm);
     s.take(kv, kv_tm);
     s.take(backward ? tile_size * heads : tile_size, exponentials);
+    s.take(tile_size, raw);
     s.take((size_t)heads * lanes, inverse, shared, weight);
     s.take(lanes, rstd1, rstd2);
+    if (A::DEPTH > 1) {
+      const size_t most = hidden > kv ? hidden : kv;
+      s.take(most > tile_size ? most : tile_size, words_a, words_b);
+      s.take(kv, words_v);
+    }
     if (!backward) return;
     s.take(cm, dy_cm, dx_cm);
-    s.take(hidden > tm ? hidden : tm, slope_cm);
+    s.take(hidden, slope_cm);
     s.take(tm, dy_tm, normed2_tm, d_normed_tm);
     s.take(kv, dkv_tm);
     s.take(tile_size, d_score);
@@ -114,55 +94,32 @@ struct Window {
   }
 
   float* tile_of(int head) const { return exponentials + (a.grad_out ? (size_t)(N + 1) * lanes * head : 0); }
-
-  void locate(int64_t window, size_t* offsets) const {
-    const int across = a.windows_across(), down = a.windows_down();
-    const int64_t image = window / (across * down);
-    const int row = window / across % down, column = window % across;
-    for (int i = 0; i < a.window_height; i++) {
-      int y = row * a.window_height + i + a.shift_height;
-      if (y >= a.height) y -= a.height;
-      for (int j = 0; j < a.window_width; j++) {
-        int x = column * a.window_width + j + a.shift_width;
-        if (x >= a.width) x -= a.width;
-        *offsets++ = ((image * a.height + y) * a.width + x) * C;
-      }
-    }
-  }
-
-  // One of `parts` shares of the next window's rows. Late in the present window: what is fetched early is evicted
-  // again.
-  void prefetch_rows(const float* image, int part, int parts) const {
-    for (int t = N * part / parts; t < N * (part + 1) / parts; t++)
-      for (int c = 0; c < C; c += 16) __builtin_prefetch(image + next_offset[t] + c);
-  }
+  Operand columns_of(const float* p, int at, int stride) const { return {p + at / A::DEPTH, stride / A::DEPTH, 1}; }
+  int queries() const { return compact ? visible_count + 1 : N; }
 
   __attribute__((noinline)) void enter(int64_t window) {
-    locate(window, offset);
-    locate(window + 1 < a.windows() ? window + 1 : window, next_offset);
-    const int64_t image = window / (a.windows_across() * a.windows_down());
-    int count = 0, hidden_count = 0;
-    for (int t = 0; t < N; t++) {
-      visible[t] = !a.keep || a.keep[offset[t] / C];
-      if (visible[t])
-        order[count++] = t;
-      else
-        order[N - 1 - hidden_count++] = t;
-    }
-    for (int r = 0; r < N; r++) rank[order[r]] = r;
-    visible_count = count;
-    query_rows = a.mode == MaskMode::drop ? N : count;
-    kind = a.bias.kind ? a.bias.kind[window % a.bias.pattern_windows] : 0;
-    tile = {lanes, lanes, count, N, a.bias.masked, scale, order, visible};
-    if (a.drop_path_scale) {
-      attention_factor = a.drop_path_scale[image];
-      mlp_factor = a.drop_path_scale[a.batch + image];
-    }
+    Base::enter(window);
+    query_rows = a.mode == MaskMode::drop ? N : visible_count;
+    tile = {lanes, lanes, visible_count, N, a.bias.masked, scale, order, visible};
+    compact = tile.any_masked();
+    if (compact) tile.groups = groups;
+  }
+
+  // f(number of vectors, first lane), in blocks whose vectors are worked on side by side
+  template <int N>
+  struct Vectors {
+    static constexpr int count = N;
+  };
+  template <class F>
+  INLINE void each_lane_block(F&& f) const {
+    int l = 0;
+    for (; l + 4 * LANES <= lanes; l += 4 * LANES) f(Vectors<4>(), l);
+    for (; l < lanes; l += LANES) f(Vectors<1>(), l);
   }
 
   // ---- forward
 
-  __attribute__((noinline)) void load_cm(const float* from, float* cm) {
+  INLINE void load_cm(const float* from, float* cm) {
     for (int t = 0; t < N; t++) pointers[t] = from + offset[t];
     gather_transposed(pointers, N, lanes, C, cm, lanes);
   }
@@ -185,59 +142,78 @@ struct Window {
       out[C] = 1.0f;
     }
   }
+
   __attribute__((noinline)) void qkv() {
-    product(query_rows, C, C, {normed_tm, padded, 1}, p.wq, padded,
-            [&](int r, int n, Vec v) INLINE_LAMBDA { store(q_tm + (size_t)r * padded + n, v + load(p.bq + n)); });
-    product(visible_count, 2 * C, C, {normed_tm, padded, 1}, p.wkv, kv_stride,
-            [&](int r, int n, Vec v) INLINE_LAMBDA { store(kv_tm + (size_t)r * kv_stride + n, v + load(p.bkv + n)); });
-    if (tile.masked) memcpy(kv_tm + (size_t)visible_count * kv_stride, p.masked_kv, sizeof(float) * 2 * C);
-    for (int t = 0; t < N; t++) pointers[t] = rank[t] < query_rows ? q_tm + (size_t)rank[t] * padded : p.masked_q;
-    gather_transposed(pointers, N, lanes, C, q_cm, lanes);
+    float *const q = q_tm, *const kv = kv_tm;
+    const float *const bq = p.bq, *const bkv = p.bkv;
+    const Operand normed = columns_of(by_columns<A>(normed_tm, query_rows, C, padded, words_a), 0, padded);
+    product<A>(query_rows, C, C, normed, p.wq, padded,
+               [=, this](int r, int n, Vec v) INLINE_LAMBDA { store(q + (size_t)r * padded + n, v + load(bq + n)); });
+    product<A>(visible_count, 2 * C, C, normed, p.wkv, kv_stride, [=, this](int r, int n, Vec v) INLINE_LAMBDA {
+      store(kv + (size_t)r * kv_stride + n, v + load(bkv + n));
+    });
+    if (tile.masked) {
+      memcpy(kv + (size_t)visible_count * kv_stride, p.masked_kv, sizeof(float) * 2 * C);
+      if (compact) memcpy(q + (size_t)visible_count * padded, p.masked_q, sizeof(float) * padded);
+    }
+    for (int i = 0; i < queries(); i++) pointers[i] = q + (size_t)(compact ? i : rank[i]) * padded;
+    gather_transposed(pointers, queries(), round_up(queries()), C, q_cm, lanes);
   }
 
   __attribute__((noinline)) void attention() {
+    const int rows = tile.rows(), wide = queries();
+    const float* const q = by_rows<A>(q_cm, C, wide, lanes, words_a);
+    const float* const k = by_columns<A>(kv_tm, rows, C, kv_stride, words_b);
+    const float* const v = by_rows<A>(kv_tm + C, rows, C, kv_stride, words_v);
     for (int head = 0; head < heads; head++) {
       const int at = head * D;
       float *score = tile_of(head), *inv = inverse + head * lanes;
       const Bias bias = p.bias.at(kind, head);
       auto multiply = [&] {
-        product(tile.rows(), lanes, D, {kv_tm + at, kv_stride, 1}, q_cm + (size_t)at * lanes, lanes, score, lanes);
+        product<A>(rows, wide, D, columns_of(k, at, kv_stride), q + (size_t)at / A::DEPTH * lanes, lanes, raw, lanes);
       };
       multiply();
-      if (!tile.factored_softmax(bias, score, inv, shared + head * lanes, weight + head * lanes)) {
+      if (!tile.factored_softmax(bias, raw, score, inv, shared + head * lanes, weight + head * lanes)) {
         multiply();
-        tile.softmax(bias, score, inv, shared + head * lanes, weight + head * lanes);
+        tile.softmax(bias, raw, score, inv, shared + head * lanes, weight + head * lanes);
       }
       float* out = attended_cm + (size_t)at * lanes;
-      product(D, lanes, tile.rows(), {kv_tm + C + at, 1, kv_stride}, score, lanes,
-              [&](int c, int l, Vec v) INLINE_LAMBDA { store(out + (size_t)c * lanes + l, v * load(inv + l)); });
+      product<A>(D, lanes, rows, {v + at, 1, kv_stride}, by_rows<A>(score, rows, lanes, lanes, raw), lanes,
+                 [=, this](int c, int l, Vec o)
+                     INLINE_LAMBDA { store(out + (size_t)c * lanes + l, o * load(inv + l)); });
     }
   }
 
   // x_cm += projection; then the second LayerNorm
   __attribute__((noinline)) void middle() {
-    packed_product(C, C, p.wp, attended_cm, lanes, [&](int n, int l, Vec v) INLINE_LAMBDA {
-      float* x = x_cm + (size_t)n * lanes + l;
-      store(x, load(x) + (v + a.weights.proj_bias[n]) * attention_factor);
+    float* const to = x_cm;
+    const float *const bias = a.weights.proj_bias, factor = attention_factor;
+    packed_product<A>(C, C, p.wp, by_rows<A>(attended_cm, C, lanes, lanes, words_a), lanes,
+                      [=, this](int n, int l, Vec v) INLINE_LAMBDA {
+                        float* x = to + (size_t)n * lanes + l;
+                        store(x, load(x) + (v + bias[n]) * factor);
+                      });
+    each_lane_block([this](auto vectors, int l) INLINE_LAMBDA {
+      constexpr int NV = decltype(vectors)::count;
+      Vec total[NV] = {}, squares[NV] = {}, rstd[NV];
+      for (int c = 0; c < C; c++)
+        for (int v = 0; v < NV; v++) total[v] += load(x_cm + (size_t)c * lanes + l + v * LANES);
+      for (int v = 0; v < NV; v++) total[v] *= 1.0f / C;
+      for (int c = 0; c < C; c++)
+        for (int v = 0; v < NV; v++) {
+          const size_t at = (size_t)c * lanes + l + v * LANES;
+          const Vec centred = load(x_cm + at) - total[v];
+          squares[v] += centred * centred;
+          store(normed_cm + at, centred);
+        }
+      for (int v = 0; v < NV; v++)
+        store(rstd2 + l + v * LANES, rstd[v] = inverse_root(squares[v] * (1.0f / C) + LAYER_NORM_EPSILON));
+      for (int c = 0; c < C; c++)
+        for (int v = 0; v < NV; v++) {
+          const size_t at = (size_t)c * lanes + l + v * LANES;
+          store(normed_cm + at, load(normed_cm + at) * rstd[v]);
+        }
     });
-    for (int l = 0; l < lanes; l += LANES) {
-      const float* x = x_cm + l;
-      float* out = normed_cm + l;
-      Vec total[2] = {}, squares[2] = {};
-      for (int c = 0; c < C; c++) total[c & 1] += load(x + (size_t)c * lanes);
-      const Vec mean = (total[0] + total[1]) * (1.0f / C);
-      for (int c = 0; c < C; c++) {
-        const Vec v = load(x + (size_t)c * lanes) - mean;
-        squares[c & 1] += v * v;
-        store(out + (size_t)c * lanes, v);
-      }
-      const Vec variance = (squares[0] + squares[1]) * (1.0f / C) + LAYER_NORM_EPSILON;
-      float roots[LANES];
-      for (int i = 0; i < LANES; i++) roots[i] = 1.0f / sqrtf(variance[i]);
-      const Vec rstd = load(roots);
-      store(rstd2 + l, rstd);
-      for (int c = 0; c < C; c++) store(out + (size_t)c * lanes, load(out + (size_t)c * lanes) * rstd);
-    }
   }
 
   __attribute__((noinline)) void forward() {
@@ -246,16 +222,20 @@ struct Window {
     qkv();
     attention();
     middle();
-    packed_product(M, C, p.w1, normed_cm, lanes, [&](int m, int l, Vec v) INLINE_LAMBDA {
-      Vec value, slope;
-      if (m % PACK == 0 && l == 0) prefetch_rows(a.x, m / PACK, pack_up(M) / PACK);
-      gelu(v + p.b1[m], value, slope);
-      store(hidden_cm + (size_t)m * lanes + l, value);
-    });
-    packed_product(C, M, p.w2, hidden_cm, lanes, [&](int n, int l, Vec v) INLINE_LAMBDA {
-      float* x = x_cm + (size_t)n * lanes + l;
-      store(x, load(x) + (v + a.weights.fc2_bias[n]) * mlp_factor);
-    });
+    const Gelu gelu(p.gelu);
+    float *const hidden = hidden_cm, *const to = x_cm;
+    const float *const b1 = p.b1, *const b2 = a.weights.fc2_bias, factor = mlp_factor;
+    packed_product<A>(M, C, p.w1, by_rows<A>(normed_cm, C, lanes, lanes, words_a), lanes,
+                      [=, this](int m, int l, Vec v) INLINE_LAMBDA {
+                        if (m % PACK == 0 && l == 0) prefetch_rows(a.x, m / PACK, pack_up(M) / PACK);
+                        store(hidden + (size_t)m * lanes + l, v + b1[m]);
+                      });
+    for (int i = 0; i < M * lanes; i += LANES) store(hidden + i, gelu.value(load(hidden + i)));
+    packed_product<A>(C, M, p.w2, by_rows<A>(hidden_cm, M, lanes, lanes, words_a), lanes,
+                      [=, this](int n, int l, Vec v) INLINE_LAMBDA {
+                        float* x = to + (size_t)n * lanes + l;
+                        store(x, load(x) + (v + b2[n]) * factor);
+                      });
     for (int t = 0; t < N; t++) targets[t] = a.out + offset[t];
     scatter_transposed(x_cm, lanes, N, C, targets);
   }
@@ -263,8 +243,9 @@ struct Window {
   // ---- backward
 
   // sums[row][column] += factor * sum over tokens of y_cm[row][token] x_tm[token][column]
-  void weight_gradient(int rows, const float* y_cm, const float* x_tm, float* sums, float factor = 1.0f) {
-    token_sum(rows, padded, N, {y_cm, lanes, 1}, x_tm, padded, factor, true, sums, padded);
+  INLINE void weight_gradient(int rows, const float* y_cm, const float* x_tm, float* sums, float factor = 1.0f) {
+    const Operand y = columns_of(by_columns<A>(y_cm, rows, lanes, lanes, words_a), 0, lanes);
+    token_sum<A>(rows, padded, N, y, by_rows<A>(x_tm, N, padded, padded, words_b), padded, factor, true, sums, padded);
   }
 
   // to[c] += factor * sum of `count` rows
@@ -276,94 +257,117 @@ struct Window {
     }
   }
 
-  __attribute__((noinline)) void to_places(const float* cm, float* tm) {
+  INLINE void to_places(const float* cm, float* tm) {
     for (int t = 0; t < N; t++) targets[t] = tm + (size_t)t * padded;
     scatter_transposed(cm, lanes, N, C, targets);
   }
 
   __attribute__((noinline)) void mlp_backward(const Sums& s) {
-    packed_product(M, C, p.w1, normed_cm, lanes, [&](int m, int l, Vec v) INLINE_LAMBDA {
+    const Gelu gelu(p.gelu);
+    float *const hidden = hidden_cm, *const slopes = slope_cm, *const dx = dx_cm;
+    const float *const b1 = p.b1, factor = mlp_factor;
+    packed_product<A>(M, C, p.w1, by_rows<A>(normed_cm, C, lanes, lanes, words_a), lanes,
+                      [=, this](int m, int l, Vec v)
+                          INLINE_LAMBDA { store(hidden + (size_t)m * lanes + l, v + b1[m]); });
+    for (int i = 0; i < M * lanes; i += LANES) {  // not in the product: its accumulators leave too few registers
       Vec value, slope;
-      gelu(v + p.b1[m], value, slope);
-      store(hidden_cm + (size_t)m * lanes + l, value);
-      store(slope_cm + (size_t)m * lanes + l, slope);
-    });
-    packed_product(M, C, p.w2_back, dy_cm, lanes, [&](int m, int l, Vec v) INLINE_LAMBDA {
-      float* u = slope_cm + (size_t)m * lanes + l;
-      store(u, v * load(u) * mlp_factor);
-    });
+      gelu.both(load(hidden + i), value, slope);
+      store(hidden + i, value);
+      store(slopes + i, slope);
+    }
+    packed_product<A>(M, C, p.w2_back, by_rows<A>(dy_cm, C, lanes, lanes, words_a), lanes,
+                      [=, this](int m, int l, Vec v) INLINE_LAMBDA {
+                        float* u = slopes + (size_t)m * lanes + l;
+                        store(u, v * load(u) * factor);
+                      });
     weight_gradient(M, hidden_cm, dy_tm, s.fc2, mlp_factor);
     add_rows(dy_tm, padded, N, padded, mlp_factor, s.b_fc2);
-    packed_product(C, M, p.w1_back, slope_cm, lanes,
-                   [&](int c, int l, Vec v) INLINE_LAMBDA { store(dx_cm + (size_t)c * lanes + l, v); });
+    packed_product<A>(C, M, p.w1_back, by_rows<A>(slope_cm, M, lanes, lanes, words_a), lanes,
+                      [=, this](int c, int l, Vec v) INLINE_LAMBDA { store(dx + (size_t)c * lanes + l, v); });
     to_places(normed_cm, normed2_tm);
     for (int t = 0; t < N; t++) normed2_tm[(size_t)t * padded + C] = 1.0f;
     weight_gradient(M, slope_cm, normed2_tm, s.fc1);
-    for (int l = 0; l < lanes; l += LANES) {  // LayerNorm, then the residual
-      const float *xh = normed_cm + l, *dy = dy_cm + l;
-      float* d = dx_cm + l;
-      Vec mean[2] = {}, dot[2] = {};
-      for (int c = 0; c < C; c++) {
-        const Vec v = load(d + (size_t)c * lanes);
-        mean[c & 1] += v;
-        dot[c & 1] += v * load(xh + (size_t)c * lanes);
+    each_lane_block([this](auto vectors, int l) INLINE_LAMBDA {  // LayerNorm, then the residual
+      constexpr int NV = decltype(vectors)::count;
+      Vec mean[NV] = {}, dot[NV] = {}, rstd[NV];
+      for (int c = 0; c < C; c++)
+        for (int v = 0; v < NV; v++) {
+          const size_t at = (size_t)c * lanes + l + v * LANES;
+          mean[v] += load(dx_cm + at);
+          dot[v] += load(dx_cm + at) * load(normed_cm + at);
+        }
+      for (int v = 0; v < NV; v++) {
+        rstd[v] = load(rstd2 + l + v * LANES);
+        mean[v] *= 1.0f / C;
+        dot[v] *= 1.0f / C;
       }
-      const Vec rstd = load(rstd2 + l), m1 = (mean[0] + mean[1]) * (1.0f / C), m2 = (dot[0] + dot[1]) * (1.0f / C);
-      for (int c = 0; c < C; c++) {
-        const size_t at = (size_t)c * lanes;
-        store(d + at, load(dy + at) + rstd * (load(d + at) - m1 - load(xh + at) * m2));
-      }
-    }
+      for (int c = 0; c < C; c++)
+        for (int v = 0; v < NV; v++) {
+          const size_t at = (size_t)c * lanes + l + v * LANES;
+          store(dx_cm + at, load(dy_cm + at) + rstd[v] * (load(dx_cm + at) - mean[v] - load(normed_cm + at) * dot[v]));
+        }
+    });
   }
 
-  __attribute__((noinline)) void attention_backward(const Sums& s) {
-    packed_product(C, C, p.wp_back, dx_cm, lanes, [&](int c, int l, Vec v) INLINE_LAMBDA {
-      store(d_attended_cm + (size_t)c * lanes + l, v * attention_factor);
-    });
+  __attribute__((noinline)) void proj_backward(const Sums& s) {
+    float* const to = d_attended_cm;
+    const float *const inv = inverse, factor = attention_factor;
+    packed_product<A>(C, C, p.wp_back, by_rows<A>(dx_cm, C, lanes, lanes, words_a), lanes,
+                      [=, this](int c, int l, Vec v) INLINE_LAMBDA {
+                        store(to + (size_t)c * lanes + l, v * load(inv + c / D * lanes + l) * factor);
+                      });
     to_places(dx_cm, dx_tm);
     weight_gradient(C, attended_cm, dx_tm, s.proj, attention_factor);
     add_rows(dx_tm, padded, N, padded, attention_factor, s.b_proj);
     to_places(d_attended_cm, d_attended_tm);
-    for (int t = 0; t < N; t++) {
-      const float* row = rank[t] < query_rows ? q_tm + (size_t)rank[t] * padded : p.masked_q;
-      memcpy(q_places + (size_t)t * padded, row, sizeof(float) * padded);
+  }
+
+  // d_attended is the gradient of a head's output by the sum of its exponentials.
+  __attribute__((noinline)) void attention_backward(const Sums& s) {
+    const int rows = tile.rows(), wide = queries();
+    const float* q_rows = q_tm;
+    if (!compact && visible_count < N) {
+      for (int t = 0; t < N; t++)
+        memcpy(q_places + (size_t)t * padded, q_tm + (size_t)rank[t] * padded, sizeof(float) * padded);
+      q_rows = q_places;
     }
-    const int rows = tile.rows();
     for (int head = 0; head < heads; head++) {
       const int at = head * D;
-      float* score = tile_of(head);
-      product(rows, lanes, D, {kv_tm + C + at, kv_stride, 1}, d_attended_cm + (size_t)at * lanes, lanes, d_score,
-              lanes);
-      tile.softmax_backward(p.bias.at(kind, head), score, d_score, inverse + head * lanes, shared + head * lanes,
+      float *score = tile_of(head), *ds = d_score;
+      product<A>(rows, lanes, D, columns_of(kv_tm + C, at, kv_stride), d_attended_cm + (size_t)at * lanes, lanes, ds,
+                 lanes);
+      tile.softmax_backward(p.bias.at(kind, head), score, ds, inverse + head * lanes, shared + head * lanes,
                             weight + head * lanes, BiasSums::visible(a.bias, s.bias, head),
                             a.bias.masked ? BiasSums::masked(a.bias, s.bias, kind, head) : nullptr);
       prefetch_rows(a.x, head, heads);
       prefetch_rows(a.grad_out, head, heads);
-      float *dq = dq_cm + (size_t)at * lanes, *dk = dkv_tm + at, *dv = dkv_tm + C + at;
-      product(D, lanes, rows, {kv_tm + at, 1, kv_stride}, d_score, lanes,
-              [&](int c, int l, Vec v) INLINE_LAMBDA { store(dq + (size_t)c * lanes + l, v * scale); });
-      token_sum(rows, D, N, {d_score, lanes, 1}, q_places + at, padded, scale, false, dk, kv_stride);
-      token_sum(rows, D, N, {score, lanes, 1}, d_attended_tm + at, padded, 1.0f, false, dv, kv_stride);
+      if (compact) tile.gather_queries(d_score, ds = raw);
+      float *const dq = dq_cm + (size_t)at * lanes, *const dk = dkv_tm + at, *const dv = dkv_tm + C + at;
+      const float factor = scale;
+      product<A>(D, wide, rows, {kv_tm + at, 1, kv_stride}, ds, lanes,
+                 [=, this](int c, int l, Vec v) INLINE_LAMBDA { store(dq + (size_t)c * lanes + l, v * factor); });
+      token_sum<A>(rows, D, wide, columns_of(ds, 0, lanes), q_rows + at, padded, scale, false, dk, kv_stride);
+      token_sum<A>(rows, D, N, columns_of(score, 0, lanes), d_attended_tm + at, padded, 1.0f, false, dv, kv_stride);
     }
-    for (int t = 0; t < N; t++) targets[t] = dq_tm + (size_t)rank[t] * padded;
-    scatter_transposed(dq_cm, lanes, N, C, targets);
+    for (int i = 0; i < wide; i++) targets[i] = dq_tm + (size_t)(compact ? i : rank[i]) * padded;
+    scatter_transposed(dq_cm, lanes, wide, C, targets);
   }
 
   __attribute__((noinline)) void qkv_backward(const Sums& s) {
-    if (tile.masked) {
-      add_rows(dq_tm + (size_t)query_rows * padded, padded, N - query_rows, padded, 1.0f, s.b_masked);
+    if (compact) add_rows(dq_tm + (size_t)visible_count * padded, padded, 1, padded, 1.0f, s.b_masked);
+    if (tile.masked)
       add_rows(dkv_tm + (size_t)visible_count * kv_stride, kv_stride, 1, kv_stride, 1.0f, s.b_masked + padded);
-    }
-    auto add_to = [&](float* sums) {
+    auto add_to = [this](float* sums) {
       return [=, this](int n, int c, Vec v) INLINE_LAMBDA {
         float* to = sums + (size_t)n * padded + c;
         store(to, load(to) + v);
       };
     };
-    product(C, C + 1, query_rows, {dq_tm, 1, padded}, normed_tm, padded, add_to(s.qkv));
-    product(2 * C, C + 1, visible_count, {dkv_tm, 1, kv_stride}, normed_tm, padded, add_to(s.qkv + (size_t)C * padded));
-    product(query_rows, C, C, {dq_tm, padded, 1}, p.wq_back, padded, d_normed_tm, padded);
-    product(visible_count, C, 2 * C, {dkv_tm, kv_stride, 1}, p.wkv_back, padded, add_to(d_normed_tm));
+    product<A>(C, C + 1, query_rows, {dq_tm, 1, padded}, normed_tm, padded, add_to(s.qkv));
+    product<A>(2 * C, C + 1, visible_count, {dkv_tm, 1, kv_stride}, normed_tm, padded,
+               add_to(s.qkv + (size_t)C * padded));
+    product<A>(query_rows, C, C, columns_of(dq_tm, 0, padded), p.wq_back, padded, d_normed_tm, padded);
+    product<A>(visible_count, C, 2 * C, columns_of(dkv_tm, 0, kv_stride), p.wkv_back, padded, add_to(d_normed_tm));
     for (int r = 0; r < query_rows; r++) {
       const float *d = d_normed_tm + (size_t)r * padded, *xh = normed_tm + (size_t)r * padded;
       float* dx = dx_tm + (size_t)order[r] * padded;
@@ -389,6 +393,7 @@ struct Window {
       for (int c = 0; c < C; c += LANES)
         store(dy_tm + (size_t)t * padded + c, load_first(pointers[t] + c, C - c < LANES ? C - c : LANES));
     mlp_backward(s);
+    proj_backward(s);
     attention_backward(s);
     qkv_backward(s);
     for (int t = 0; t < N; t++)
@@ -404,36 +409,39 @@ size_t sums_size(const Problem& a) { return Sums(a, nullptr).size; }
 int prepare_jobs(const Problem& a) { return PREPARE_JOBS + a.bias.kinds * a.bias.heads; }
 
 void prepare(const Problem& a, float* prepared, int job) {
-  if (job < PREPARE_JOBS) return prepare_job(a, Prepared(a, prepared), job);
+  if (job < PREPARE_JOBS) return prepare_job<Fp32>(a, Prepared(a, prepared), job);
   job -= PREPARE_JOBS;
   PreparedBias::fill(a.bias, prepared, job / a.bias.heads, job % a.bias.heads);
 }
 
-bool forward(const Problem& a, const float* prepared, int64_t first, int64_t last) {
-  Window window(a, prepared);
+template <class AWindow>
+bool run(const Problem& a, const float* prepared, float* sums, int64_t first, int64_t last) {
+  AWindow window(a, prepared);
   if (!window.scratch.ok()) return false;
   for (int64_t w = first; w < last; w++) {
     window.enter(w);
-    window.forward();
+    if (sums)
+      window.backward(Sums(a, sums));
+    else
+      window.forward();
   }
   return true;
 }
 
 bool backward(const Problem& a, const float* prepared, float* sums, int64_t first, int64_t last) {
-  Window window(a, prepared);
-  if (!window.scratch.ok()) return false;
-  const Sums s(a, sums);
-  for (int64_t w = first; w < last; w++) {
-    window.enter(w);
-    window.backward(s);
-  }
-  return true;
+  typedef FixedSizes<60, 120, 64, 10> Published;
+  if (Published::fit(a)) return run<Window<Published, Fp32>>(a, prepared, sums, first, last);
+  return run<Window<AnySizes, Fp32>>(a, prepared, sums, first, last);
+}
+
+bool forward(const Problem& a, const float* prepared, int64_t first, int64_t last) {
+  return backward(a, prepared, nullptr, first, last);
 }
 
 }  // namespace
 
-extern const Steps<SwinBlock> swin_block_steps = {prepared_size, sums_size, prepare_jobs, prepare,
-                                                  forward,       backward,  finish};
+extern const Steps<SwinBlock> swin_block_steps = {prepared_size, sums_size, prepare_jobs, finish_jobs,
+                                                  prepare,       forward,   backward,     finish};
 
 }  // namespace MASKED_SWIN_ISA
 }  // namespace masked_swin

@@ -1,7 +1,8 @@
 // The weights of a fused Swin block: folded and packed before the windows, and their gradients made of the windows'
 // sums after.
 #pragma once
-#include "attention.h"
+#include "gelu.h"
+#include "swin_block_window.h"
 
 namespace masked_swin {
 namespace MASKED_SWIN_ISA {
@@ -10,8 +11,6 @@ namespace {
 typedef SwinBlock Problem;
 
 constexpr int PACK = ACCUMULATORS / VECTORS;  // rows of a packed weight that are multiplied together
-constexpr float LAYER_NORM_EPSILON = 1e-5f;
-
 int pack_up(int n) { return (n + PACK - 1) / PACK * PACK; }
 int lanes_of(const Problem& a) { return round_up(a.tokens()); }
 
@@ -19,8 +18,8 @@ int lanes_of(const Problem& a) { return round_up(a.tokens()); }
 struct Prepared {
   int C, M, padded, kv_padded;
   PreparedBias bias;
-  float *wq, *wkv, *bq, *bkv, *masked_q, *masked_kv, *wp, *w1, *b1, *w2;  // forward
-  float *wp_back, *w2_back, *w1_back, *wq_back, *wkv_back;                // backward
+  float *wq, *wkv, *bq, *bkv, *masked_q, *masked_kv, *wp, *w1, *b1, *w2, *gelu;  // forward
+  float *wp_back, *w2_back, *w1_back, *wq_back, *wkv_back;                       // backward
   size_t size;
 
   Prepared(const Problem& a, const float* memory)
@@ -35,6 +34,7 @@ struct Prepared {
     take((size_t)pack_up(M) * C, w1);
     take(M, b1);
     take((size_t)pack_up(C) * M, w2);
+    take(Gelu::SIZE, gelu);
     if (a.grad_out) {
       take((size_t)pack_up(C) * C, wp_back);
       take((size_t)pack_up(M) * C, w2_back);
@@ -46,15 +46,18 @@ struct Prepared {
   }
 };
 
-template <class F>
+// Weights of PACK rows side by side, in words along the sum.
+template <class A, class F>
 void pack(float* to, int rows, int depth, F&& weight) {
+  const auto value = [&](int row, int k) { return row < rows && k < depth ? weight(row, k) : 0.0f; };
   for (int first = 0; first < rows; first += PACK)
-    for (int k = 0; k < depth; k++)
-      for (int i = 0; i < PACK; i++) *to++ = first + i < rows ? weight(first + i, k) : 0.0f;
+    for (int k = 0; k < depth; k += A::DEPTH)
+      for (int i = 0; i < PACK; i++) *to++ = A::word([&](int part) { return value(first + i, k + part); });
 }
 
 enum PrepareJob { PREPARE_QKV, PREPARE_PROJ, PREPARE_FC1, PREPARE_FC2, PREPARE_JOBS };
 
+template <class A>
 void prepare_qkv(const Problem& a, const Prepared& p) {
   const BlockWeights& w = a.weights;
   const int C = p.C;
@@ -79,21 +82,27 @@ void prepare_qkv(const Problem& a, const Prepared& p) {
     (q ? p.bq : p.bkv)[at] = bias;
     (q ? p.masked_q : p.masked_kv)[at] = masked;
   }
+  by_rows<A>(p.wq, C, p.padded, p.padded, p.wq);
+  by_rows<A>(p.wkv, C, p.kv_padded, p.kv_padded, p.wkv);
+  if (!a.grad_out) return;
+  by_rows<A>(p.wq_back, C, p.padded, p.padded, p.wq_back);
+  by_rows<A>(p.wkv_back, 2 * C, p.padded, p.padded, p.wkv_back);
 }
 
+template <class A>
 void prepare_job(const Problem& a, const Prepared& p, int job) {
   const BlockWeights& w = a.weights;
   const int C = p.C, M = p.M;
   const bool backward = a.grad_out != nullptr;
-  if (job == PREPARE_QKV) prepare_qkv(a, p);
+  if (job == PREPARE_QKV) prepare_qkv<A>(a, p);
   if (job == PREPARE_PROJ) {
-    pack(p.wp, C, C, [&](int n, int k) { return w.proj_weight[n * C + k]; });
-    if (backward) pack(p.wp_back, C, C, [&](int k, int n) { return w.proj_weight[n * C + k]; });
+    pack<A>(p.wp, C, C, [&](int n, int k) { return w.proj_weight[n * C + k]; });
+    if (backward) pack<A>(p.wp_back, C, C, [&](int k, int n) { return w.proj_weight[n * C + k]; });
   }
   if (job == PREPARE_FC1) {
     auto folded = [&](int m, int c) { return w.fc1_weight[(size_t)m * C + c] * w.norm2_weight[c]; };
-    pack(p.w1, M, C, folded);
-    if (backward) pack(p.w1_back, C, M, [&](int c, int m) { return folded(m, c); });
+    pack<A>(p.w1, M, C, folded);
+    if (backward) pack<A>(p.w1_back, C, M, [&](int c, int m) { return folded(m, c); });
     for (int m = 0; m < M; m++) {
       float bias = w.fc1_bias[m];
       for (int c = 0; c < C; c++) bias += w.fc1_weight[(size_t)m * C + c] * w.norm2_bias[c];
@@ -101,8 +110,9 @@ void prepare_job(const Problem& a, const Prepared& p, int job) {
     }
   }
   if (job == PREPARE_FC2) {
-    if (!backward) pack(p.w2, C, M, [&](int c, int m) { return w.fc2_weight[(size_t)c * M + m]; });
-    if (backward) pack(p.w2_back, M, C, [&](int m, int c) { return w.fc2_weight[(size_t)c * M + m]; });
+    Gelu::fill(p.gelu);
+    if (!backward) pack<A>(p.w2, C, M, [&](int c, int m) { return w.fc2_weight[(size_t)c * M + m]; });
+    if (backward) pack<A>(p.w2_back, M, C, [&](int m, int c) { return w.fc2_weight[(size_t)c * M + m]; });
   }
 }
 
@@ -137,15 +147,14 @@ void unfold_row(int C, const float* R, float r, const float* w, const float* g, 
   }
 }
 
-void finish(const Problem& a, const float* prepared, float* total) {
-  const Prepared p(a, prepared);
-  const Sums s(a, total);
+enum FinishJob { FINISH_QKV, FINISH_PROJ, FINISH_MLP, FINISH_JOBS };  // then one for the bias of each head
+
+void finish_qkv(const Problem& a, const Sums& s) {
   const BlockWeights &w = a.weights, &g = a.grads;
-  const int C = p.C, M = p.M, padded = p.padded;
-  for (int head = 0; head < a.bias.heads; head++) BiasSums::finish(p.bias, s.bias, g.bias, head);
-  float* const added_to[] = {g.norm1_weight, g.norm1_bias, g.norm2_weight, g.norm2_bias};
-  for (float* row : added_to) memset(row, 0, sizeof(float) * C);
-  if (g.mask_token) memset(g.mask_token, 0, sizeof(float) * C);
+  const int C = a.channels, padded = round_up(C + 1);
+  float* const added_to[] = {g.norm1_weight, g.norm1_bias, g.mask_token};
+  for (float* row : added_to)
+    if (row) memset(row, 0, sizeof(float) * C);
   for (int n = 0; n < 3 * C; n++) {
     const int at = n < C ? n : padded + n - C;
     const float *weight = w.qkv_weight + (size_t)n * C, r = s.qkv[(size_t)n * padded + C], masked = s.b_masked[at];
@@ -158,6 +167,13 @@ void finish(const Problem& a, const float* prepared, float* total) {
       g.mask_token[c] += masked * weight[c];
     }
   }
+}
+
+void finish_mlp(const Problem& a, const Sums& s) {
+  const BlockWeights &w = a.weights, &g = a.grads;
+  const int C = a.channels, M = a.hidden, padded = round_up(C + 1);
+  memset(g.norm2_weight, 0, sizeof(float) * C);
+  memset(g.norm2_bias, 0, sizeof(float) * C);
   for (int m = 0; m < M; m++) {
     const float r = s.fc1[(size_t)m * padded + C];
     g.fc1_bias[m] = r;
@@ -165,11 +181,27 @@ void finish(const Problem& a, const float* prepared, float* total) {
                g.fc1_weight + (size_t)m * C, g.norm2_weight, g.norm2_bias);
     for (int n = 0; n < C; n++) g.fc2_weight[(size_t)n * M + m] = s.fc2[(size_t)m * padded + n];
   }
-  for (int n = 0; n < C; n++) {
-    g.fc2_bias[n] = s.b_fc2[n];
-    g.proj_bias[n] = s.b_proj[n];
-    for (int k = 0; k < C; k++) g.proj_weight[(size_t)n * C + k] = s.proj[(size_t)k * padded + n];
+  memcpy(g.fc2_bias, s.b_fc2, sizeof(float) * C);
+}
+
+int finish_jobs(const Problem& a) { return FINISH_JOBS + a.bias.heads; }
+
+void finish(const Problem& a, const float* prepared, float* total, int job) {
+  const Sums s(a, total);
+  const BlockWeights& g = a.grads;
+  const int C = a.channels;
+  if (job == FINISH_QKV) finish_qkv(a, s);
+  if (job == FINISH_MLP) finish_mlp(a, s);
+  if (job == FINISH_PROJ) {
+    for (int n = 0; n < C; n++)
+      for (int k = 0; k < C; k++) g.proj_weight[(size_t)n * C + k] = s.proj[(size_t)k * round_up(C + 1) + n];
+    memcpy(g.proj_bias, s.b_proj, sizeof(float) * C);
   }
+  if (job < FINISH_JOBS) return;
+  const int head = job - FINISH_JOBS;
+  const int entries = (2 * a.window_height - 1) * (2 * a.window_width - 1);
+  for (int i = 0; i < entries; i++) g.bias[(size_t)i * a.bias.heads + head] = 0.0f;
+  BiasSums::finish({a.bias, prepared}, s.bias, g.bias, head);
 }
 
 }  // namespace

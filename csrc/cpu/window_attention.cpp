@@ -128,12 +128,13 @@ struct Window {
   void exponentials(int head, const Bias& bias) {
     const int at = head * a.head_dim;
     auto multiply = [&] {
-      product(tile.rows(), queries, a.head_dim, {k_tm + at, padded, 1}, q_cm + (size_t)at * lanes, lanes, score, lanes);
+      product<Fp32>(tile.rows(), queries, a.head_dim, {k_tm + at, padded, 1}, q_cm + (size_t)at * lanes, lanes, score,
+                    lanes);
     };
     multiply();
-    if (tile.factored_softmax(bias, score, inverse, shared, weight)) return;
+    if (tile.factored_softmax(bias, score, score, inverse, shared, weight)) return;
     multiply();
-    tile.softmax(bias, score, inverse, shared, weight);
+    tile.softmax(bias, score, score, inverse, shared, weight);
   }
 
   void forward() {
@@ -143,8 +144,9 @@ struct Window {
       exponentials(head, bias_of(head));
       const int at = head * a.head_dim;
       float* out = out_cm + (size_t)at * lanes;
-      product(a.head_dim, queries, tile.rows(), {v_tm + at, 1, padded}, score, lanes,
-              [&](int c, int l, Vec v) INLINE_LAMBDA { store(out + (size_t)c * lanes + l, v * load(inverse + l)); });
+      product<Fp32>(a.head_dim, queries, tile.rows(), {v_tm + at, 1, padded}, score, lanes,
+                    [&](int c, int l, Vec v)
+                        INLINE_LAMBDA { store(out + (size_t)c * lanes + l, v * load(inverse + l)); });
     }
     for (int i = 0; i < queries; i++) targets[i] = row_of(a.out, a.bias.queries, i);
     scatter_transposed(out_cm, lanes, queries, channels, targets);
@@ -163,7 +165,9 @@ struct Window {
       float* sum_u = own_tile() ? own_u : BiasSums::masked(a.bias, sums, kind(), head);
       if (own_tile()) memset(own_u, 0, sizeof(float) * lanes);
       exponentials(head, bias);
-      product(rows, queries, a.head_dim, {v_tm + at, padded, 1}, do_cm + (size_t)at * lanes, lanes, d_score, lanes);
+      divide_by_sums(at);
+      product<Fp32>(rows, queries, a.head_dim, {v_tm + at, padded, 1}, do_cm + (size_t)at * lanes, lanes, d_score,
+                    lanes);
       tile.softmax_backward(bias, score, d_score, inverse, shared, weight, a.compact_queries() ? nullptr : d_bias,
                             sum_u);
       if (a.compact_queries()) {
@@ -177,11 +181,24 @@ struct Window {
             store(d_bias + entry, load(d_bias + entry) + load(own_exp + entry) * load(own_u + l));
           }
       }
-      product(a.head_dim, queries, rows, {k_tm + at, 1, padded}, d_score, lanes, dq_cm + (size_t)at * lanes, lanes);
-      token_sum(rows, a.head_dim, queries, {d_score, lanes, 1}, q_tm + at, padded, a.scale, false, dk_tm + at, padded);
-      token_sum(rows, a.head_dim, queries, {score, lanes, 1}, do_tm + at, padded, 1.0f, false, dv_tm + at, padded);
+      product<Fp32>(a.head_dim, queries, rows, {k_tm + at, 1, padded}, d_score, lanes, dq_cm + (size_t)at * lanes,
+                    lanes);
+      token_sum<Fp32>(rows, a.head_dim, queries, {d_score, lanes, 1}, q_tm + at, padded, a.scale, false, dk_tm + at,
+                      padded);
+      token_sum<Fp32>(rows, a.head_dim, queries, {score, lanes, 1}, do_tm + at, padded, 1.0f, false, dv_tm + at,
+                      padded);
     }
     store_gradients(sums + BiasSums::size(a.bias));
+  }
+
+  // The gradient of one head's output, by the sum of its exponentials.
+  void divide_by_sums(int at) const {
+    for (int c = at; c < at + a.head_dim; c++) {
+      float* row = do_cm + (size_t)c * lanes;
+      for (int l = 0; l < tile.width; l += LANES) store(row + l, load(row + l) * load(inverse + l));
+    }
+    for (int i = 0; i < queries; i++)
+      for (int c = at; c < at + a.head_dim; c++) do_tm[(size_t)i * padded + c] *= inverse[i];
   }
 
   void store_gradients(float* d_masked) {
@@ -237,15 +254,18 @@ bool backward(const Problem& a, const float* prepared, float* sums, int64_t firs
   return true;
 }
 
-void finish(const Problem& a, const float* prepared, float* total) {
-  for (int head = 0; head < a.bias.heads; head++) BiasSums::finish({a.bias, prepared}, total, a.grad_bias, head);
-  if (a.masked) memcpy(a.grad_masked, total + BiasSums::size(a.bias), sizeof(float) * 3 * channels_of(a));
+int finish_jobs(const Problem& a) { return a.bias.heads; }
+void finish(const Problem& a, const float* prepared, float* total, int head) {
+  const size_t entries = (size_t)a.bias.queries * a.bias.keys;
+  memset(a.grad_bias + entries * head, 0, sizeof(float) * entries);
+  BiasSums::finish({a.bias, prepared}, total, a.grad_bias, head);
+  if (a.masked && head == 0) memcpy(a.grad_masked, total + BiasSums::size(a.bias), sizeof(float) * 3 * channels_of(a));
 }
 
 }  // namespace
 
-extern const Steps<WindowAttention> window_attention_steps = {prepared_size, sums_size, prepare_jobs, prepare,
-                                                              forward,       backward,  finish};
+extern const Steps<WindowAttention> window_attention_steps = {prepared_size, sums_size, prepare_jobs, finish_jobs,
+                                                              prepare,       forward,   backward,     finish};
 
 }  // namespace MASKED_SWIN_ISA
 }  // namespace masked_swin

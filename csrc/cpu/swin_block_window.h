@@ -1,0 +1,107 @@
+// The sizes of a Swin block, and where the tokens of a window lie.
+#pragma once
+#include "attention.h"
+
+namespace masked_swin {
+namespace MASKED_SWIN_ISA {
+namespace {
+
+// C channels, M hidden units, N tokens of a window, D channels of a head. `padded` has room for the constant 1 behind
+// the channels.
+struct AnySizes {
+  const int C, M, N, D, heads, lanes, padded, kv_stride;
+  explicit AnySizes(const SwinBlock& a)
+      : C(a.channels),
+        M(a.hidden),
+        N(a.tokens()),
+        D(a.head_dim),
+        heads(a.bias.heads),
+        lanes(round_up(N)),
+        padded(round_up(C + 1)),
+        kv_stride(round_up(2 * C)) {}
+};
+
+// Sizes known to the compiler: loops and addresses become constants, which saves a tenth of the time.
+template <int C_, int M_, int N_, int D_>
+struct FixedSizes {
+  static constexpr int C = C_, M = M_, N = N_, D = D_, heads = C / D, lanes = round_up(N), padded = round_up(C + 1),
+                       kv_stride = round_up(2 * C);
+  explicit FixedSizes(const SwinBlock&) {}
+  static bool fit(const SwinBlock& a) { return a.channels == C && a.hidden == M && a.tokens() == N && a.head_dim == D; }
+};
+
+// The tokens of the present window. `rank` order has the visible ones first.
+template <class Sizes>
+struct Tokens : Sizes {
+  using Sizes::C, Sizes::N, Sizes::lanes;
+  const SwinBlock& a;
+  int64_t located = -1;  // window of next_offset
+  int visible_count = 0, kind = 0;
+  float attention_factor = 1.0f, mlp_factor = 1.0f;  // stochastic depth
+  size_t *offset, *next_offset;                      // place -> first channel in x, for this window and the next
+  int *order, *rank;                                 // rank -> place and back
+  unsigned char* visible;
+  Group* groups;
+
+  explicit Tokens(const SwinBlock& problem) : Sizes(problem), a(problem) {}
+
+  void lay_out(Scratch& s) {
+    s.take(N, offset, next_offset);
+    s.take(N, order, rank);
+    s.take(N, visible);
+    s.take(lanes / LANES, groups);
+  }
+
+  void locate(int64_t window, size_t* to) const {
+    const int across = a.windows_across(), down = a.windows_down();
+    const int64_t image = window / (across * down);
+    const int row = window / across % down, column = window % across;
+    for (int i = 0; i < a.window_height; i++) {
+      int y = row * a.window_height + i + a.shift_height;
+      if (y >= a.height) y -= a.height;
+      for (int j = 0; j < a.window_width; j++) {
+        int x = column * a.window_width + j + a.shift_width;
+        if (x >= a.width) x -= a.width;
+        *to++ = ((image * a.height + y) * a.width + x) * C;
+      }
+    }
+  }
+
+  __attribute__((noinline)) void enter(int64_t window) {
+    if (located != window) locate(window, next_offset);
+    size_t* const reused = offset;
+    offset = next_offset;
+    next_offset = reused;
+    located = window + 1 < a.windows() ? window + 1 : window;
+    locate(located, next_offset);
+    int count = 0, masked = 0;
+    for (int l = 0; l < N; l += LANES) {
+      Group& g = groups[l / LANES] = {0, count};
+      for (int t = l; t < l + LANES && t < N; t++) {
+        visible[t] = !a.keep || a.keep[offset[t] / C];
+        if (visible[t]) g.visible |= 1u << (t - l);
+        const int r = visible[t] ? count++ : N - 1 - masked++;
+        order[r] = t;
+        rank[t] = r;
+      }
+    }
+    visible_count = count;
+    kind = a.bias.kind ? a.bias.kind[window % a.bias.pattern_windows] : 0;
+    if (a.drop_path_scale) {
+      const int64_t image = window / (a.windows_across() * a.windows_down());
+      attention_factor = a.drop_path_scale[image];
+      mlp_factor = a.drop_path_scale[a.batch + image];
+    }
+  }
+
+  // One of `parts` shares of the next window's rows. Late in the present window: what is fetched early is evicted
+  // again.
+  void prefetch_rows(const float* image, int part, int parts) const {
+    for (int t = N * part / parts; t < N * (part + 1) / parts; t++)
+      for (int c = 0; c < C; c += 16) __builtin_prefetch(image + next_offset[t] + c);
+  }
+};
+
+}  // namespace
+}  // namespace MASKED_SWIN_ISA
+}  // namespace masked_swin
