@@ -16,16 +16,18 @@ from setuptools.command.build_ext import build_ext
 
 X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
 # No -march=native: the library chooses among these when it is loaded.
-INSTRUCTION_SETS = {"portable": []} | (
-    {
-        "avx2": ["-mavx2", "-mfma"],
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
-    }
-    if X86
-    else {}
-)
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
+X86_SETS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+INSTRUCTION_SETS = {"portable": []} | (X86_SETS if X86 else {})
 FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
-FLAGS += ["-Wall", "-Wno-psabi", "-Wno-unused-function", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-unknown-pragmas"]
+FLAGS += [
+    "-Wall",
+    "-Wno-psabi",
+    "-Wno-unused-function",
+    "-Wno-maybe-uninitialized",
+    "-Wno-uninitialized",
+    "-Wno-unknown-pragmas",
+]
 FLAGS += os.environ.get("MASKED_SWIN_CXXFLAGS", "").split()
 LDFLAGS = os.environ.get("MASKED_SWIN_LDFLAGS", "").split()
 TORCH_2_10 = "0x020a000000000000"

@@ -47,7 +47,7 @@ struct Call {
 
   Call(const Tensor& x_, const std::vector<Tensor>& weights_, const MaybeTensor& mask_token_, const MaybeTensor& keep_,
        const MaybeTensor& drop_path_scale_, int64_t window_height, int64_t window_width, int64_t shift_height,
-       int64_t shift_width, int64_t mode)
+       int64_t shift_width, int64_t mode, bool bf16)
       : x(contiguous(x_, "x")),
         mask_token(contiguous(mask_token_, "mask_token")),
         keep(contiguous(keep_, "keep", ScalarType::Bool)),
@@ -74,6 +74,7 @@ struct Call {
     a.bias.penalty = keep && a.mode == MaskMode::drop ? EXCLUDED : -100.0f;
     a.bias.kinds = 1;
     a.head_dim = a.channels / std::max(a.bias.heads, 1);
+    a.bf16 = bf16 && a.channels % 2 == 0 && a.hidden % 2 == 0 && a.head_dim % 2 == 0;
     a.weights = weights_of(weights, mask_token);
     a.keep = data<bool>(keep);
     a.drop_path_scale = data(drop_path_scale);
@@ -103,9 +104,9 @@ struct Call {
 
 Tensor swin_block(Tensor x, std::vector<Tensor> weights, MaybeTensor mask_token, MaybeTensor keep,
                   MaybeTensor drop_path_scale, int64_t window_height, int64_t window_width, int64_t shift_height,
-                  int64_t shift_width, int64_t mode) {
+                  int64_t shift_width, int64_t mode, bool bf16) {
   Call call(x, weights, mask_token, keep, drop_path_scale, window_height, window_width, shift_height, shift_width,
-            mode);
+            mode, bf16);
   Tensor out = contiguous_like(call.x);
   call.a.out = data(out);
   Run(call.a, kernels().swin_block, call.a.windows()).forward();
@@ -115,9 +116,10 @@ Tensor swin_block(Tensor x, std::vector<Tensor> weights, MaybeTensor mask_token,
 // The gradients of x, the weights and, if there is one, the mask token.
 std::vector<Tensor> swin_block_backward(Tensor grad_out, Tensor x, std::vector<Tensor> weights, MaybeTensor mask_token,
                                         MaybeTensor keep, MaybeTensor drop_path_scale, int64_t window_height,
-                                        int64_t window_width, int64_t shift_height, int64_t shift_width, int64_t mode) {
+                                        int64_t window_width, int64_t shift_height, int64_t shift_width, int64_t mode,
+                                        bool bf16) {
   Call call(x, weights, mask_token, keep, drop_path_scale, window_height, window_width, shift_height, shift_width,
-            mode);
+            mode, bf16);
   const Tensor d_out = contiguous(grad_out, "grad_out");
   STD_TORCH_CHECK(d_out.numel() == call.x.numel(), "masked_swin: grad_out does not fit x");
   std::vector<Tensor> grads{contiguous_like(call.x)};

@@ -46,6 +46,6 @@ def _cut_short(path: Path) -> bool:
     return bool(table + entry_size * entries > path.stat().st_size)
 
 
-# Loaded with the package; MASKED_SWIN_CPU_ISA=portable|avx2|avx512 in the environment asks for a lesser instruction
-# set.
+# Loaded with the package; MASKED_SWIN_CPU_ISA=portable|avx2|avx512|avx512_bf16 in the environment asks for a lesser
+# instruction set.
 CPU_LIBRARY = _load()

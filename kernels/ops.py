@@ -21,7 +21,7 @@ _ATTENTION = (
 # weights: the first 13 of SwinBlockWeights; keep: (B, H * W), True = visible
 _BLOCK = (
     "Tensor x, Tensor[] weights, Tensor? mask_token, Tensor? keep, Tensor? drop_path_scale, "
-    "int window_height, int window_width, int shift_height, int shift_width, int mode"
+    "int window_height, int window_width, int shift_height, int shift_width, int mode, bool bf16"
 )
 
 
@@ -59,7 +59,7 @@ def _block_backward_fake(grad_out, x, weights, mask_token, *rest):  # type: igno
 
 def _block_gradients(inputs, grads):  # type: ignore
     d_token = None if inputs[2] is None else grads[14]
-    return grads[0], grads[1:14], d_token, *(None,) * 7
+    return grads[0], grads[1:14], d_token, *(None,) * 8
 
 
 _OPERATORS = {

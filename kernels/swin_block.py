@@ -212,6 +212,7 @@ def _run_cpu(inputs: BlockInputs) -> Tensor:
         *windows.window,
         *windows.shift,
         MODES.index(mode) if visible is not None else 0,
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16,
     )
     return out
 

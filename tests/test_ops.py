@@ -46,12 +46,11 @@ def test_opcheck_window_attention(use):
 @pytest.mark.parametrize("mode", [0, 1, 2])
 def test_opcheck_swin_block(mode):
     weights = [w.detach().requires_grad_() for w in random_weights()[:13]]
-    weights[4] = torch.randn(HEADS, 16, 16, requires_grad=True)
     windows = Windows(8, 8, (4, 4), (2, 2))
     plan = VisibleTokens.from_keep(torch.rand(2, 64) < 0.4, windows)
     x = torch.randn(2, 8, 8, CHANNELS, requires_grad=True)
     token = torch.randn(CHANNELS, requires_grad=True) if mode == 1 else None
-    arguments = (x, weights, token, plan.image_keep, plan.regions, torch.rand(2, 2), 4, 4, 2, 2, mode)
+    arguments = (x, weights, token, plan.image_keep, torch.rand(2, 2), 4, 4, 2, 2, mode, False)
     torch.library.opcheck(torch.ops.masked_swin.swin_block_cpu.default, arguments)
 
 

@@ -75,6 +75,7 @@ struct SwinBlock {
   int height, width, channels, hidden, head_dim;
   int window_height, window_width, shift_height, shift_width;
   MaskMode mode;
+  bool bf16;  // products of bf16 with fp32 sums, where the processor has them; sizes must be even
   PositionBias bias;
   BlockWeights weights;
   const bool* keep;              // (batch, height * width), true = visible; null: all

@@ -33,7 +33,7 @@ static void packed_product(int rows, int depth, const float* packed, const float
   }
 }
 
-// A is what products compute in. `words_a` and `words_b` hold their operands in this form, for a moment.
+// A is what products compute in; `words` hold their operands in this form, for a moment.
 template <class Sizes, class A>
 struct Window : Tokens<Sizes> {
   typedef Tokens<Sizes> Base;
@@ -50,7 +50,7 @@ struct Window : Tokens<Sizes> {
   const float** pointers;
   float** targets;
   float *x_cm, *normed_cm, *attended_cm, *q_cm, *hidden_cm, *normed_tm, *q_tm, *kv_tm;
-  float *raw, *exponentials, *inverse, *shared, *weight, *rstd1, *rstd2, *words_a, *words_b, *words_v;
+  float *raw, *exponentials, *inverse, *shared, *weight, *rstd1, *rstd2, *words[6];
   float *dy_cm, *slope_cm, *dx_cm, *dq_cm, *d_attended_cm, *dy_tm, *dx_tm, *d_attended_tm, *normed2_tm, *q_places,
       *dq_tm, *dkv_tm, *d_score, *d_normed_tm;
 
@@ -75,8 +75,7 @@ struct Window : Tokens<Sizes> {
     s.take(lanes, rstd1, rstd2);
     if (A::DEPTH > 1) {
       const size_t most = hidden > kv ? hidden : kv;
-      s.take(most > tile_size ? most : tile_size, words_a, words_b);
-      s.take(kv, words_v);
+      for (float*& buffer : words) s.take(most > tile_size ? most : tile_size, buffer);
     }
     if (!backward) return;
     s.take(cm, dy_cm, dx_cm);
@@ -146,7 +145,7 @@ struct Window : Tokens<Sizes> {
   __attribute__((noinline)) void qkv() {
     float *const q = q_tm, *const kv = kv_tm;
     const float *const bq = p.bq, *const bkv = p.bkv;
-    const Operand normed = columns_of(by_columns<A>(normed_tm, query_rows, C, padded, words_a), 0, padded);
+    const Operand normed = columns_of(by_columns<A>(normed_tm, query_rows, C, padded, words[0]), 0, padded);
     product<A>(query_rows, C, C, normed, p.wq, padded,
                [=, this](int r, int n, Vec v) INLINE_LAMBDA { store(q + (size_t)r * padded + n, v + load(bq + n)); });
     product<A>(visible_count, 2 * C, C, normed, p.wkv, kv_stride, [=, this](int r, int n, Vec v) INLINE_LAMBDA {
@@ -162,9 +161,9 @@ struct Window : Tokens<Sizes> {
 
   __attribute__((noinline)) void attention() {
     const int rows = tile.rows(), wide = queries();
-    const float* const q = by_rows<A>(q_cm, C, wide, lanes, words_a);
-    const float* const k = by_columns<A>(kv_tm, rows, C, kv_stride, words_b);
-    const float* const v = by_rows<A>(kv_tm + C, rows, C, kv_stride, words_v);
+    const float* const q = by_rows<A>(q_cm, C, wide, lanes, words[0]);
+    const float* const k = by_columns<A>(kv_tm, rows, C, kv_stride, words[1]);
+    const float* const v = by_rows<A>(kv_tm + C, rows, C, kv_stride, words[2]);
     for (int head = 0; head < heads; head++) {
       const int at = head * D;
       float *score = tile_of(head), *inv = inverse + head * lanes;
@@ -188,7 +187,7 @@ struct Window : Tokens<Sizes> {
   __attribute__((noinline)) void middle() {
     float* const to = x_cm;
     const float *const bias = a.weights.proj_bias, factor = attention_factor;
-    packed_product<A>(C, C, p.wp, by_rows<A>(attended_cm, C, lanes, lanes, words_a), lanes,
+    packed_product<A>(C, C, p.wp, by_rows<A>(attended_cm, C, lanes, lanes, words[0]), lanes,
                       [=, this](int n, int l, Vec v) INLINE_LAMBDA {
                         float* x = to + (size_t)n * lanes + l;
                         store(x, load(x) + (v + bias[n]) * factor);
@@ -225,13 +224,13 @@ struct Window : Tokens<Sizes> {
     const Gelu gelu(p.gelu);
     float *const hidden = hidden_cm, *const to = x_cm;
     const float *const b1 = p.b1, *const b2 = a.weights.fc2_bias, factor = mlp_factor;
-    packed_product<A>(M, C, p.w1, by_rows<A>(normed_cm, C, lanes, lanes, words_a), lanes,
+    packed_product<A>(M, C, p.w1, by_rows<A>(normed_cm, C, lanes, lanes, words[0]), lanes,
                       [=, this](int m, int l, Vec v) INLINE_LAMBDA {
                         if (m % PACK == 0 && l == 0) prefetch_rows(a.x, m / PACK, pack_up(M) / PACK);
                         store(hidden + (size_t)m * lanes + l, v + b1[m]);
                       });
     for (int i = 0; i < M * lanes; i += LANES) store(hidden + i, gelu.value(load(hidden + i)));
-    packed_product<A>(C, M, p.w2, by_rows<A>(hidden_cm, M, lanes, lanes, words_a), lanes,
+    packed_product<A>(C, M, p.w2, by_rows<A>(hidden_cm, M, lanes, lanes, words[0]), lanes,
                       [=, this](int n, int l, Vec v) INLINE_LAMBDA {
                         float* x = to + (size_t)n * lanes + l;
                         store(x, load(x) + (v + b2[n]) * factor);
@@ -244,8 +243,8 @@ struct Window : Tokens<Sizes> {
 
   // sums[row][column] += factor * sum over tokens of y_cm[row][token] x_tm[token][column]
   INLINE void weight_gradient(int rows, const float* y_cm, const float* x_tm, float* sums, float factor = 1.0f) {
-    const Operand y = columns_of(by_columns<A>(y_cm, rows, lanes, lanes, words_a), 0, lanes);
-    token_sum<A>(rows, padded, N, y, by_rows<A>(x_tm, N, padded, padded, words_b), padded, factor, true, sums, padded);
+    const Operand y = columns_of(by_columns<A>(y_cm, rows, lanes, lanes, words[0]), 0, lanes);
+    token_sum<A>(rows, padded, N, y, by_rows<A>(x_tm, N, padded, padded, words[1]), padded, factor, true, sums, padded);
   }
 
   // to[c] += factor * sum of `count` rows
@@ -266,7 +265,7 @@ struct Window : Tokens<Sizes> {
     const Gelu gelu(p.gelu);
     float *const hidden = hidden_cm, *const slopes = slope_cm, *const dx = dx_cm;
     const float *const b1 = p.b1, factor = mlp_factor;
-    packed_product<A>(M, C, p.w1, by_rows<A>(normed_cm, C, lanes, lanes, words_a), lanes,
+    packed_product<A>(M, C, p.w1, by_rows<A>(normed_cm, C, lanes, lanes, words[0]), lanes,
                       [=, this](int m, int l, Vec v)
                           INLINE_LAMBDA { store(hidden + (size_t)m * lanes + l, v + b1[m]); });
     for (int i = 0; i < M * lanes; i += LANES) {  // not in the product: its accumulators leave too few registers
@@ -275,14 +274,14 @@ struct Window : Tokens<Sizes> {
       store(hidden + i, value);
       store(slopes + i, slope);
     }
-    packed_product<A>(M, C, p.w2_back, by_rows<A>(dy_cm, C, lanes, lanes, words_a), lanes,
+    packed_product<A>(M, C, p.w2_back, by_rows<A>(dy_cm, C, lanes, lanes, words[0]), lanes,
                       [=, this](int m, int l, Vec v) INLINE_LAMBDA {
                         float* u = slopes + (size_t)m * lanes + l;
                         store(u, v * load(u) * factor);
                       });
     weight_gradient(M, hidden_cm, dy_tm, s.fc2, mlp_factor);
     add_rows(dy_tm, padded, N, padded, mlp_factor, s.b_fc2);
-    packed_product<A>(C, M, p.w1_back, by_rows<A>(slope_cm, M, lanes, lanes, words_a), lanes,
+    packed_product<A>(C, M, p.w1_back, by_rows<A>(slope_cm, M, lanes, lanes, words[0]), lanes,
                       [=, this](int c, int l, Vec v) INLINE_LAMBDA { store(dx + (size_t)c * lanes + l, v); });
     to_places(normed_cm, normed2_tm);
     for (int t = 0; t < N; t++) normed2_tm[(size_t)t * padded + C] = 1.0f;
@@ -312,7 +311,7 @@ struct Window : Tokens<Sizes> {
   __attribute__((noinline)) void proj_backward(const Sums& s) {
     float* const to = d_attended_cm;
     const float *const inv = inverse, factor = attention_factor;
-    packed_product<A>(C, C, p.wp_back, by_rows<A>(dx_cm, C, lanes, lanes, words_a), lanes,
+    packed_product<A>(C, C, p.wp_back, by_rows<A>(dx_cm, C, lanes, lanes, words[0]), lanes,
                       [=, this](int c, int l, Vec v) INLINE_LAMBDA {
                         store(to + (size_t)c * lanes + l, v * load(inv + c / D * lanes + l) * factor);
                       });
@@ -331,11 +330,15 @@ struct Window : Tokens<Sizes> {
         memcpy(q_places + (size_t)t * padded, q_tm + (size_t)rank[t] * padded, sizeof(float) * padded);
       q_rows = q_places;
     }
+    const float* const k = by_rows<A>(kv_tm, rows, C, kv_stride, words[0]);
+    const float* const v = by_columns<A>(kv_tm + C, rows, C, kv_stride, words[1]);
+    const float* const q = by_rows<A>(q_rows, wide, C, padded, words[2]);
+    const float* const d_out = by_rows<A>(d_attended_cm, C, lanes, lanes, words[3]);
+    const float* const d_out_tm = by_rows<A>(d_attended_tm, N, C, padded, words[4]);
     for (int head = 0; head < heads; head++) {
       const int at = head * D;
       float *score = tile_of(head), *ds = d_score;
-      product<A>(rows, lanes, D, columns_of(kv_tm + C, at, kv_stride), d_attended_cm + (size_t)at * lanes, lanes, ds,
-                 lanes);
+      product<A>(rows, lanes, D, columns_of(v, at, kv_stride), d_out + (size_t)at / A::DEPTH * lanes, lanes, ds, lanes);
       tile.softmax_backward(p.bias.at(kind, head), score, ds, inverse + head * lanes, shared + head * lanes,
                             weight + head * lanes, BiasSums::visible(a.bias, s.bias, head),
                             a.bias.masked ? BiasSums::masked(a.bias, s.bias, kind, head) : nullptr);
@@ -344,10 +347,12 @@ struct Window : Tokens<Sizes> {
       if (compact) tile.gather_queries(d_score, ds = raw);
       float *const dq = dq_cm + (size_t)at * lanes, *const dk = dkv_tm + at, *const dv = dkv_tm + C + at;
       const float factor = scale;
-      product<A>(D, wide, rows, {kv_tm + at, 1, kv_stride}, ds, lanes,
+      product<A>(D, wide, rows, {k + at, 1, kv_stride}, by_rows<A>(ds, rows, wide, lanes, words[5]), lanes,
                  [=, this](int c, int l, Vec v) INLINE_LAMBDA { store(dq + (size_t)c * lanes + l, v * factor); });
-      token_sum<A>(rows, D, wide, columns_of(ds, 0, lanes), q_rows + at, padded, scale, false, dk, kv_stride);
-      token_sum<A>(rows, D, N, columns_of(score, 0, lanes), d_attended_tm + at, padded, 1.0f, false, dv, kv_stride);
+      const Operand ds_columns = columns_of(by_columns<A>(ds, rows, wide, lanes, words[5]), 0, lanes);
+      token_sum<A>(rows, D, wide, ds_columns, q + at, padded, scale, false, dk, kv_stride);
+      const Operand e_columns = columns_of(by_columns<A>(score, rows, lanes, lanes, words[5]), 0, lanes);
+      token_sum<A>(rows, D, N, e_columns, d_out_tm + at, padded, 1.0f, false, dv, kv_stride);
     }
     for (int i = 0; i < wide; i++) targets[i] = dq_tm + (size_t)(compact ? i : rank[i]) * padded;
     scatter_transposed(dq_cm, lanes, wide, C, targets);
@@ -363,11 +368,16 @@ struct Window : Tokens<Sizes> {
         store(to, load(to) + v);
       };
     };
-    product<A>(C, C + 1, query_rows, {dq_tm, 1, padded}, normed_tm, padded, add_to(s.qkv));
-    product<A>(2 * C, C + 1, visible_count, {dkv_tm, 1, kv_stride}, normed_tm, padded,
-               add_to(s.qkv + (size_t)C * padded));
-    product<A>(query_rows, C, C, columns_of(dq_tm, 0, padded), p.wq_back, padded, d_normed_tm, padded);
-    product<A>(visible_count, C, 2 * C, columns_of(dkv_tm, 0, kv_stride), p.wkv_back, padded, add_to(d_normed_tm));
+    const float* const normed = by_rows<A>(normed_tm, query_rows, padded, padded, words[0]);
+    const float* const dq = by_rows<A>(dq_tm, query_rows, C, padded, words[1]);
+    const float* const dkv = by_rows<A>(dkv_tm, visible_count, 2 * C, kv_stride, words[2]);
+    product<A>(C, C + 1, query_rows, {dq, 1, padded}, normed, padded, add_to(s.qkv));
+    product<A>(2 * C, C + 1, visible_count, {dkv, 1, kv_stride}, normed, padded, add_to(s.qkv + (size_t)C * padded));
+    const Operand dq_columns = columns_of(by_columns<A>(dq_tm, query_rows, C, padded, words[1]), 0, padded);
+    product<A>(query_rows, C, C, dq_columns, p.wq_back, padded, d_normed_tm, padded);
+    const Operand dkv_columns =
+        columns_of(by_columns<A>(dkv_tm, visible_count, 2 * C, kv_stride, words[2]), 0, kv_stride);
+    product<A>(visible_count, C, 2 * C, dkv_columns, p.wkv_back, padded, add_to(d_normed_tm));
     for (int r = 0; r < query_rows; r++) {
       const float *d = d_normed_tm + (size_t)r * padded, *xh = normed_tm + (size_t)r * padded;
       float* dx = dx_tm + (size_t)order[r] * padded;
@@ -408,15 +418,23 @@ size_t prepared_size(const Problem& a) { return Prepared(a, nullptr).size; }
 size_t sums_size(const Problem& a) { return Sums(a, nullptr).size; }
 int prepare_jobs(const Problem& a) { return PREPARE_JOBS + a.bias.kinds * a.bias.heads; }
 
+#if defined(__AVX512BF16__)
+typedef Bf16 Narrow;
+#else
+typedef Fp32 Narrow;
+#endif
+
 void prepare(const Problem& a, float* prepared, int job) {
-  if (job < PREPARE_JOBS) return prepare_job<Fp32>(a, Prepared(a, prepared), job);
+  const Prepared p(a, prepared);
+  if (job < PREPARE_JOBS) return a.bf16 ? prepare_job<Narrow>(a, p, job) : prepare_job<Fp32>(a, p, job);
   job -= PREPARE_JOBS;
   PreparedBias::fill(a.bias, prepared, job / a.bias.heads, job % a.bias.heads);
 }
 
-template <class AWindow>
+// Forward if there are no sums.
+template <class Sizes, class A>
 bool run(const Problem& a, const float* prepared, float* sums, int64_t first, int64_t last) {
-  AWindow window(a, prepared);
+  Window<Sizes, A> window(a, prepared);
   if (!window.scratch.ok()) return false;
   for (int64_t w = first; w < last; w++) {
     window.enter(w);
@@ -430,8 +448,9 @@ bool run(const Problem& a, const float* prepared, float* sums, int64_t first, in
 
 bool backward(const Problem& a, const float* prepared, float* sums, int64_t first, int64_t last) {
   typedef FixedSizes<60, 120, 64, 10> Published;
-  if (Published::fit(a)) return run<Window<Published, Fp32>>(a, prepared, sums, first, last);
-  return run<Window<AnySizes, Fp32>>(a, prepared, sums, first, last);
+  if (Published::fit(a))
+    return (a.bf16 ? run<Published, Narrow> : run<Published, Fp32>)(a, prepared, sums, first, last);
+  return (a.bf16 ? run<AnySizes, Narrow> : run<AnySizes, Fp32>)(a, prepared, sums, first, last);
 }
 
 bool forward(const Problem& a, const float* prepared, int64_t first, int64_t last) {

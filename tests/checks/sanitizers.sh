@@ -16,7 +16,7 @@ sanitized() {
 }
 sets=()
 cd "$WORK/sanitized_tests"
-for isa in portable avx2 avx512; do
+for isa in portable avx2 avx512 avx512_bf16; do
   used="$(sanitized -c 'from masked_swin.kernels import CPU_LIBRARY; print(CPU_LIBRARY.instruction_set)')"
   [ "$used" = "$isa" ] || continue
   # Tests that start a compiler, which would inherit the sanitizer, are left out.
