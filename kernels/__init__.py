@@ -4,7 +4,7 @@ from .backends import backend_report
 from .geometry import Windows, relative_position_bias, relative_position_index, shift_mask
 from .native import CPU_LIBRARY
 from .swin_block import SwinBlockWeights, swin_block
-from .token_mask import percent_range, token_mask
+from .token_mask import percent_range, sample_uniform, token_mask
 from .visible import VisibleTokens
 from .window_attention import window_attention
 
@@ -17,6 +17,7 @@ __all__ = [
     "percent_range",
     "relative_position_bias",
     "relative_position_index",
+    "sample_uniform",
     "shift_mask",
     "swin_block",
     "token_mask",

@@ -101,6 +101,17 @@ def token_mask(
     return mask if heads is not None else mask.squeeze(1)
 
 
+def sample_uniform(seed: Tensor, draw: Tensor, sample: Tensor, count: int) -> Tensor:
+    """Uniform numbers of each image that no mask uses: float32 (B, count) in [0, 1], from the words of head 2^32 - 1.
+
+    The arguments are those of `token_mask`; a number does not depend on how images are batched or distributed either.
+    """
+    index = torch.arange(count, device=sample.device)
+    head = torch.full((), RESERVED, dtype=torch.int64, device=sample.device)
+    counter = (index, (sample & _LOW)[:, None], draw & _LOW, head)
+    return philox(counter, (seed & _LOW, (seed >> 32) & _LOW))[0] / 2.0**32
+
+
 def _token_mask_torch(
     seed: Tensor,
     draw: Tensor,

@@ -1,6 +1,6 @@
 """The two random masks of the method: over the pixels of the input (training) and over the tokens of every attention.
 
-A mask is a pure function of its key, so nothing is stored: the same (seed, draw, sample) gives the same masks on every
+A mask, like the branches left out by stochastic depth, is a pure function of its key, so nothing is stored: the same (seed, draw, sample) gives the same masks on every
 device, whatever the batching. Tokens are counted in the image padded to whole windows.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from masked_swin.config import ModelConfig
-from masked_swin.kernels import VisibleTokens, Windows, token_mask
+from masked_swin.kernels import VisibleTokens, Windows, sample_uniform, token_mask
 
 
 class MaskKey(NamedTuple):
@@ -73,6 +73,14 @@ def mask_input(image: Tensor, config: ModelConfig, key: MaskKey) -> Tensor:
     # Cropped before the padding: a reflected copy of a masked pixel must not give it away.
     masked = masked.view(-1, 1, padded_height, padded_width)[..., :height, :width]
     return image.masked_fill(masked, config.input_mask_value)
+
+
+def drop_path_scales(config: ModelConfig, key: MaskKey, dtype: torch.dtype) -> Tensor:
+    """Stochastic depth, (layers, 2 branches, B): 0 or 1 / keep, keep falling linearly to 1 - `config.drop_path_rate`."""
+    layers = sum(config.depths)
+    uniform_L2B = sample_uniform(*key, 2 * layers).T.unflatten(0, (layers, 2))
+    keep_L11 = 1 - torch.linspace(0, config.drop_path_rate, layers, dtype=dtype, device=key.sample.device)[:, None, None]
+    return (uniform_L2B < keep_L11) / keep_L11
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,15 @@ from torch import Tensor, nn
 
 from masked_swin.config import ModelConfig
 from masked_swin.layers import ResidualGroup, channels_last, residual_conv
-from masked_swin.masking import AttentionMasks, MaskKey, check_seed, mask_input, padded_size
+from masked_swin.masking import AttentionMasks, MaskKey, check_seed, drop_path_scales, mask_input, padded_size
 
 
 class MaskedSwinIR(nn.Module):
     """A denoiser with SwinIR's parameter names.
 
-    The input mask works in training only, the attention mask in training and in use, as published. Masks are named by a
-    `MaskKey`; without one the module counts its own passes from `seed_masks` (seed 0 at first).
+    The input mask works in training only, the attention mask in training and in use, as published. Masks, and the
+    branches that stochastic depth leaves out, are named by a `MaskKey`; without one the module counts its own passes
+    from `seed_masks` (seed 0 at first).
 
     Args:
         config: the network; `PRESETS` holds the usual ones.
@@ -59,7 +60,7 @@ class MaskedSwinIR(nn.Module):
         Args:
             x: (B, C, H, W), values in [0, 1], dtype and device of the parameters; any size above half a window: it is
                 reflected at the right and bottom up to whole windows.
-            key: the masks to use; None takes the next of the module's own sequence, sample ids 0, 1, ... in the batch.
+            key: the masks and the depth to use; None takes the next of the module's own sequence, sample ids 0, 1, ... in the batch.
             attention_mask: False leaves the attention unmasked.
 
         Returns:
@@ -72,7 +73,8 @@ class MaskedSwinIR(nn.Module):
         self._check(x, key)
         masks_input = self.training and config.input_mask is not None
         masks_attention = attention_mask and config.attention_mask is not None
-        if key is None and (masks_input or masks_attention):
+        drops_paths = self.training and config.drop_path_rate > 0
+        if key is None and (masks_input or masks_attention or drops_paths):
             key = MaskKey(self.mask_seed, self.mask_draw.clone(), torch.arange(len(x), device=x.device))
             self.mask_draw.add_(1)
         if key is not None and masks_input:
@@ -84,7 +86,7 @@ class MaskedSwinIR(nn.Module):
             x = F.pad(x, (0, size[1] - width, 0, size[0] - height), mode="reflect")
         x = (x - self.mean) * config.image_range
         masks = AttentionMasks(config, key, size) if key is not None and masks_attention else None
-        drop_path_scales = self._drop_path_scales(x)
+        drop_path_scales = self._drop_path_scales(key if drops_paths else None, x.dtype)
 
         shallow = channels_last(self.conv_first, x.permute(0, 2, 3, 1).contiguous())
         features = self.patch_embed["norm"](shallow)
@@ -97,14 +99,12 @@ class MaskedSwinIR(nn.Module):
         out = (x + out if residuals else out) / config.image_range + self.mean
         return out[..., :height, :width].contiguous()
 
-    def _drop_path_scales(self, x: Tensor) -> list[list[Tensor | None]]:
+    def _drop_path_scales(self, key: MaskKey | None, dtype: torch.dtype) -> list[list[Tensor | None]]:
         """Stochastic depth, group by group: for each layer None or (2, B) factors, 0 or 1 / keep (the mean stays 1)."""
-        depths, rate = self.config.depths, self.config.drop_path_rate
+        depths = self.config.depths
         scales: list[Tensor | None] = [None] * sum(depths)
-        if self.training and rate > 0:
-            keep_L11 = 1 - torch.linspace(0, rate, len(scales), dtype=x.dtype, device=x.device)[:, None, None]
-            scales_L2B = (torch.rand(len(scales), 2, len(x), dtype=x.dtype, device=x.device) < keep_L11) / keep_L11
-            scales[1:] = scales_L2B[1:].unbind()  # the first layer's rate is 0
+        if key is not None:
+            scales[1:] = drop_path_scales(self.config, key, dtype)[1:].unbind()  # the first layer's rate is 0
         return [scales[sum(depths[:group]) :][:depth] for group, depth in enumerate(depths)]
 
     def _check(self, x: Tensor, key: MaskKey | None) -> None:

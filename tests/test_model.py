@@ -253,8 +253,7 @@ def test_drop_mode_leaves_masked_keys_out() -> None:
 def test_stochastic_depth_grows_linearly_and_keeps_the_mean() -> None:
     config = replace(TINY, depths=(2, 3), num_heads=(2, 2), drop_path_rate=0.4)
     model = MaskedSwinIR(config).train()
-    torch.manual_seed(0)
-    scales = model._drop_path_scales(torch.empty(4000, 1))
+    scales = model._drop_path_scales(MaskKey.make(0, samples=4000), torch.float32)
     assert [len(group) for group in scales] == [2, 3]
     layers = [scale for group in scales for scale in group]
     assert layers[0] is None
@@ -263,15 +262,20 @@ def test_stochastic_depth_grows_linearly_and_keeps_the_mean() -> None:
         torch.testing.assert_close(scale.unique(), torch.tensor([0.0, 1 / (1 - rate)]))
         assert ((scale == 0).float().mean(1) - rate).abs().max() < 0.03
         assert not torch.equal(scale[0], scale[1]), "one draw per branch"
-    assert model.eval()._drop_path_scales(torch.empty(4, 1)) == [[None] * 2, [None] * 3]
+    assert model._drop_path_scales(None, torch.float32) == [[None] * 2, [None] * 3]
 
-    model = spread(model.train())
+
+def test_stochastic_depth_is_a_function_of_the_key() -> None:
+    config = replace(TINY, depths=(2, 3), num_heads=(2, 2), drop_path_rate=0.4, input_mask=None, attention_mask=None)
+    model = spread(MaskedSwinIR(config)).train()
     x, key = torch.rand(4, 3, 8, 8), MaskKey.make(0, samples=4)
-    torch.manual_seed(1)
-    first = model(x, key=key)
-    assert not torch.equal(first, model(x, key=key))
-    torch.manual_seed(1)
-    assert torch.equal(first, model(x, key=key)), "torch's generator decides"
+    whole = model(x, key=key)
+    assert torch.equal(whole, model(x, key=key))
+    assert not torch.equal(whole, model(x, key=key._replace(draw=key.draw + 1)))
+    halves = [model(x[half], key=key._replace(sample=key.sample[half])) for half in (slice(2), slice(2, 4))]
+    torch.testing.assert_close(torch.cat(halves), whole, rtol=0, atol=1e-5)  # whatever the batching
+    assert not torch.equal(model(x), model(x)), "without a key the module counts its passes"
+    assert torch.equal(model.eval()(x), model(x))
 
 
 def test_compiles_and_draws_new_masks() -> None:
