@@ -1,17 +1,13 @@
 """Checkpoints that this package and the public SwinIR / MaskedDenoising code both read."""
 
-import contextlib
 import json
 import math
-import os
-import pickle
 import re
-import secrets
-import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +16,15 @@ from masked_swin.config import PRESETS, ModelConfig, default_image_mean
 from masked_swin.kernels import Windows, relative_position_index, shift_mask
 from masked_swin.layers import SwinLayer
 from masked_swin.model import MaskedSwinIR
+from masked_swin.storage import atomic_write, load_torch, save_torch, unreadable
 
 State = Mapping[str, Tensor]
+
+# Grows when files of this package change so that older versions of it would misread them.
+CHECKPOINT_VERSION = 1
+
+# Where the weights lie in files of the public codes, the preferred place first.
+_WRAPPERS = ("params_ema", "params", "state_dict")
 
 _BUFFER = re.compile(r"\.(relative_position_index|attn_mask)$")
 _BLOCK = re.compile(r"^layers\.(\d+)\.residual_group\.blocks\.(\d+)\.")
@@ -55,12 +58,13 @@ def load_checkpoint(path: str | Path, *, config: ModelConfig | None = None, back
     """Load a network, in evaluation mode, float32, on the CPU.
 
     Reads `.safetensors`, and otherwise a `torch.save` file: a bare state dict, or one under "params_ema" (preferred
-    where both are: the averaged weights) or "params". The configuration is `config` if given, else the one saved beside
-    the weights, else `infer_config` of them. Nothing in the file is executed.
+    where several are: the averaged weights), "params" or "state_dict", named as DataParallel does ("module.") or not.
+    Checksums are verified, but for `.safetensors` of others, which have none. The configuration is `config` if given,
+    else the one saved beside the weights, else `infer_config` of them. Nothing in the file is executed.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is corrupt, or holds another architecture.
+        ValueError: the file is corrupt, written by a newer version, or holds another architecture.
     """
     path = Path(path)
     if not path.exists():
@@ -88,32 +92,18 @@ def save_checkpoint(model: MaskedSwinIR, path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix in (".pth", ".pt"):
-        content = {"params": public_state(model), "config": model.config.to_dict()}
-        with atomic_write(path) as file:
-            torch.save(content, file)
+        content = {"params": public_state(model), "config": model.config.to_dict(), "version": CHECKPOINT_VERSION}
+        save_torch(content, path)
     elif path.suffix == ".safetensors":
         from safetensors.torch import save
 
-        metadata = {"format": "pt", "config": json.dumps(model.config.to_dict())}
-        data = save(public_state(model, buffers=False), metadata)
+        state, config = public_state(model, buffers=False), json.dumps(model.config.to_dict())
+        metadata = {"format": "pt", "config": config, "version": str(CHECKPOINT_VERSION)}
+        data = save(state, metadata | {"crc32": _checksum(state, config)})
         with atomic_write(path) as file:
             file.write(data)
     else:
         raise ValueError(f"{path}: the name of a checkpoint must end in .pth, .pt or .safetensors, not {path.suffix!r}")
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends, and vanishes if the block raises."""
-    temporary = path.with_name(f".{path.name[:32]}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def public_state(model: MaskedSwinIR, *, buffers: bool = True) -> dict[str, Tensor]:
@@ -231,25 +221,21 @@ def _join_heads(state: State) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> tuple[State, Mapping[str, Any] | None]:
-    with open(path, "rb") as file:
-        try:
-            if zipfile.is_zipfile(file):
-                damaged = zipfile.ZipFile(file).testzip()  # torch.load does not verify the checksums
-                if damaged is not None:
-                    raise ValueError(f"wrong checksum of {damaged}")
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle can raise anything
-            raise _unreadable(path, error) from error
+    content = load_torch(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a state dict; save model.state_dict()")
-    nested = (content[name] for name in ("params_ema", "params") if isinstance(content.get(name), Mapping))
+    _check_version(path, content.get("version"))
+    if "average" in content and "optimizer" in content:
+        raise ValueError(f"{path}: the state of a training run, not weights; use weights.pth or best.pth beside it")
+    nested = (content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping))
     state = next(nested, content)
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(
-            f"{path}: expected a state dict, bare or under 'params' or 'params_ema'; found "
+            f"{path}: expected a state dict, bare or under {', '.join(map(repr, _WRAPPERS))}; found "
             f"{', '.join(map(repr, list(content)[:5])) or 'nothing'}"
         )
+    if all(name.startswith("module.") for name in state):  # saved from inside torch's DataParallel
+        state = {name.removeprefix("module."): value for name, value in state.items()}
     saved = content.get("config")
     return state, saved if isinstance(saved, Mapping) else None
 
@@ -259,16 +245,29 @@ def _read_safetensors(path: Path) -> tuple[State, Mapping[str, Any] | None]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            saved = json.loads((file.metadata() or {}).get("config", "null"))
-            return {name: file.get_tensor(name) for name in file.keys()}, saved  # noqa: SIM118 (not a dict)
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if metadata.get("crc32") not in (None, _checksum(state, metadata.get("config", ""))):
+            raise ValueError("wrong checksum")
+        version, config = (json.loads(metadata.get(name, "null")) for name in ("version", "config"))
     except Exception as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
+    _check_version(path, version)
+    return state, config
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    unsafe = isinstance(error, pickle.UnpicklingError)  # torch's text then suggests to execute the file
-    reason = "not only tensors inside" if unsafe else (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ValueError(
-        f"{path}: not a readable checkpoint ({reason}): truncated, corrupt, or holding more than tensors; "
-        "copy it again, or save only the state dict with the code that made it"
-    )
+def _check_version(path: Path, version: object) -> None:
+    """Public checkpoints have no version, or one of another kind."""
+    if isinstance(version, int) and version > CHECKPOINT_VERSION:
+        raise ValueError(
+            f"{path}: written by a newer masked_swin (checkpoint version {version}, this one reads up to "
+            f"{CHECKPOINT_VERSION}); upgrade masked_swin"
+        )
+
+
+def _checksum(state: State, config: str) -> str:
+    """CRC-32 of the configuration and of the bytes of all tensors, by name; safetensors has no checksum of its own."""
+    checksum = zlib.crc32(config.encode())
+    for name in sorted(state):
+        checksum = zlib.crc32(state[name].contiguous().flatten().view(torch.uint8).numpy(), checksum)
+    return f"{checksum:08x}"

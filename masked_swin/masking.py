@@ -1,7 +1,8 @@
 """The two random masks of the method: over the pixels of the input (training) and over the tokens of every attention.
 
-A mask, like the branches left out by stochastic depth, is a pure function of its key, so nothing is stored: the same (seed, draw, sample) gives the same masks on every
-device, whatever the batching. Tokens are counted in the image padded to whole windows.
+A mask, like the branches that stochastic depth leaves out, is a pure function of its key, so nothing is stored: the
+same (seed, draw, sample) gives the same masks on every device, whatever the batching. Tokens are counted in the image
+padded to whole windows.
 """
 
 from dataclasses import dataclass
@@ -76,10 +77,12 @@ def mask_input(image: Tensor, config: ModelConfig, key: MaskKey) -> Tensor:
 
 
 def drop_path_scales(config: ModelConfig, key: MaskKey, dtype: torch.dtype) -> Tensor:
-    """Stochastic depth, (layers, 2 branches, B): 0 or 1 / keep, keep falling linearly to 1 - `config.drop_path_rate`."""
+    """Stochastic depth, (layers, 2 branches, B): 0 or 1 / keep; keep falls linearly to 1 - `config.drop_path_rate`."""
     layers = sum(config.depths)
     uniform_L2B = sample_uniform(*key, 2 * layers).T.unflatten(0, (layers, 2))
-    keep_L11 = 1 - torch.linspace(0, config.drop_path_rate, layers, dtype=dtype, device=key.sample.device)[:, None, None]
+    keep_L11 = (
+        1 - torch.linspace(0, config.drop_path_rate, layers, dtype=dtype, device=key.sample.device)[:, None, None]
+    )
     return (uniform_L2B < keep_L11) / keep_L11
 
 

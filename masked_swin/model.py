@@ -60,7 +60,8 @@ class MaskedSwinIR(nn.Module):
         Args:
             x: (B, C, H, W), values in [0, 1], dtype and device of the parameters; any size above half a window: it is
                 reflected at the right and bottom up to whole windows.
-            key: the masks and the depth to use; None takes the next of the module's own sequence, sample ids 0, 1, ... in the batch.
+            key: the masks and the depth to use; None takes the next of the module's own sequence, sample ids 0, 1, ...
+                in the batch.
             attention_mask: False leaves the attention unmasked.
 
         Returns:

@@ -1,6 +1,7 @@
 """Checkpoints: exact round trips, the public layout both ways, and a clear refusal of everything else."""
 
 import os
+import random
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from faults import file_size_limit
 from public_network import PublicNetwork
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -86,7 +88,7 @@ def test_safetensors_hold_parameters_only(tmp_path: Path) -> None:
     assert sum(value.numel() for value in stored.values()) == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("layout", ["bare", "params", "params_ema", "both"])
+@pytest.mark.parametrize("layout", ["bare", "params", "params_ema", "both", "state_dict", "module"])
 def test_loads_public_layouts(layout: str, tmp_path: Path) -> None:
     model, other = random_model(), random_model()
     state = OrderedDict(public_state(model))
@@ -95,6 +97,8 @@ def test_loads_public_layouts(layout: str, tmp_path: Path) -> None:
         "params": {"params": state},
         "params_ema": {"params_ema": state},
         "both": {"params": public_state(other), "params_ema": state},
+        "state_dict": {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3},
+        "module": {f"module.{name}": value for name, value in state.items()},
     }
     torch.save(content[layout], tmp_path / "public.pth")
     assert_same(load_checkpoint(tmp_path / "public.pth"), model)
@@ -143,7 +147,9 @@ UNUSABLE: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "no mapping": (lambda state: list(state.values()), "holds a list"),
     "empty": (lambda state: {}, "found nothing"),
     "empty params": (lambda state: {"params": {}}, "'params'"),
-    "training state": (lambda state: {"model": state, "step": 5}, "'model', 'step'"),
+    "training state": (lambda state: {"average": state, "optimizer": {}}, "state of a training run.*weights.pth"),
+    "foreign training state": (lambda state: {"model": state, "step": 5}, "'model', 'step'"),
+    "newer": (lambda state: {"params": state, "version": 99}, "newer masked_swin .*99.*upgrade"),
     "python objects": (lambda state: {"params": state, "path": Path("x")}, "more than tensors"),
     "Restormer": (
         lambda state: {"patch_embed.proj.weight": torch.zeros(48, 3, 3, 3)},
@@ -215,15 +221,32 @@ def test_refuses_truncated_and_foreign_bytes(suffix: str, tmp_path: Path) -> Non
             load_checkpoint(path)
 
 
-def test_refuses_flipped_bits(tmp_path: Path) -> None:
-    path = tmp_path / "flipped.pth"
-    save_checkpoint(random_model(), path)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_flipped_bit_is_found_wherever_it_matters(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"flipped.{suffix}"
+    model = random_model()
+    save_checkpoint(model, path)
     whole = path.read_bytes()
-    needle = public_state(load_checkpoint(path))["conv_last.weight"].numpy().tobytes()
-    place = whole.index(needle) + 5
-    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    with pytest.raises(ValueError, match=r"flipped\.pth: not a readable checkpoint \(wrong checksum"):
-        load_checkpoint(path)
+    inside = whole.index(model.conv_last.weight.detach().numpy().tobytes()) + 5
+    places = [inside, *random.Random(0).sample(range(len(whole)), 25), *range(0, 300, 7), *range(-300, 0, 7)]
+    refused = []
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            assert_same(load_checkpoint(path), model)  # padding, or the archive's dates
+        except ValueError as error:
+            refused.append((place, str(error)))
+    assert len(refused) > len(places) / 4
+    assert all(f"flipped.{suffix}: " in message for _, message in refused)
+    assert "wrong checksum" in dict(refused)[inside]
+
+
+def test_safetensors_of_a_newer_version_are_named(tmp_path: Path) -> None:
+    save_file(public_state(random_model(), buffers=False), tmp_path / "new.safetensors", {"version": "99"})
+    with pytest.raises(ValueError, match=r"new\.safetensors: written by a newer masked_swin .*upgrade"):
+        load_checkpoint(tmp_path / "new.safetensors")
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -242,8 +265,21 @@ def test_a_failed_save_leaves_what_was_there(suffix: str, tmp_path: Path, monkey
                 save_checkpoint(random_model(), path)
         assert os.listdir(tmp_path) == [path.name]
         assert_same(load_checkpoint(path), model)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"no such folder: '.*no folder'"):
         save_checkpoint(model, tmp_path / "no folder" / path.name)
+    with pytest.raises(NotADirectoryError, match=rf"not a folder: '.*{path.name}'"):
+        save_checkpoint(model, path / path.name)
     with pytest.raises(ValueError, match=r"must end in \.pth, \.pt or \.safetensors"):
         save_checkpoint(model, tmp_path / "model.onnx")
     assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_full_disk_is_an_oserror_that_names_the_file(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model.{suffix}"
+    model = random_model()
+    save_checkpoint(model, path)
+    with file_size_limit(path.stat().st_size // 2), pytest.raises(OSError, match=rf"too large.*model\.{suffix}"):
+        save_checkpoint(random_model(), path)
+    assert os.listdir(tmp_path) == [path.name]
+    assert_same(load_checkpoint(path), model)

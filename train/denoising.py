@@ -8,7 +8,7 @@ import PIL.Image
 from tqdm import tqdm
 
 from masked_swin import PRESETS, MaskedSwinIR, denoise, load_model
-from masked_swin.checkpoint import atomic_write
+from masked_swin.storage import atomic_write
 from masked_swin.train.data import image_paths, read_image, to_array, to_tensor
 from masked_swin.train.metrics import to_uint8
 

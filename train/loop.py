@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from masked_swin import MaskedSwinIR, MaskKey, denoise, load_checkpoint, save_checkpoint
-from masked_swin.checkpoint import atomic_write
+from masked_swin.storage import atomic_write
 from masked_swin.train import data
 from masked_swin.train.config import TrainConfig, changed_fields
 from masked_swin.train.degradations import gaussian

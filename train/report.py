@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from masked_swin import ModelConfig
-from masked_swin.checkpoint import atomic_write
+from masked_swin.storage import atomic_write
 
 # How the page names the noises, and what they are in a few words.
 NOISE_TITLES = {

@@ -1,0 +1,96 @@
+"""Files that are whole or not there: written in one piece, verified when read."""
+
+import contextlib
+import errno
+import os
+import pickle
+import secrets
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+_TEMPORARY = ".tmp"
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends, and vanishes if the block raises.
+
+    It is on the disk, not in a cache, when the block has ended. Raises OSError naming `path`, or the folder it lacks.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        reason = (errno.ENOTDIR, "not a folder") if folder.exists() else (errno.ENOENT, "no such folder")
+        raise OSError(*reason, str(folder))
+    temporary = path.with_name(f".{path.name[:32]}.{secrets.token_hex(4)}{_TEMPORARY}")
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(folder)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise  # the block's own trouble with another file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in `folder` on the disk: without it a rename may be lost with the power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what writers that were killed have left; only while nobody writes there."""
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def save_torch(content: Any, path: Path) -> None:
+    """`torch.save` by `atomic_write`, which raises OSError where it fails."""
+    with atomic_write(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch closes its archive after the failed write, and reports that instead
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def load_torch(path: Path) -> Any:
+    """The content of a `torch.save` file, on the CPU; the checksum of every part is verified, no code is run.
+
+    Raises OSError where the file cannot be opened, ValueError where it is truncated, corrupt or more than tensors.
+    """
+    with open(path, "rb") as file:
+        try:
+            if zipfile.is_zipfile(file):
+                damaged = zipfile.ZipFile(file).testzip()  # torch.load does not verify the checksums
+                if damaged is not None:
+                    raise ValueError(f"wrong checksum of {damaged}")
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can raise anything
+            raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """The error for a checkpoint that another library could not read."""
+    unsafe = isinstance(error, pickle.UnpicklingError)  # torch's text then suggests to execute the file
+    reason = "not only tensors inside" if unsafe else (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ValueError(
+        f"{path}: not a readable checkpoint ({reason}): truncated, corrupt, or holding more than tensors; "
+        "copy it again, or save only the state dict with the code that made it"
+    )
