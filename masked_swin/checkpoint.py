@@ -26,6 +26,7 @@ CHECKPOINT_VERSION = 1
 # Where the weights lie in files of the public codes, the preferred place first.
 _WRAPPERS = ("params_ema", "params", "state_dict")
 
+_REMEDY = "copy it again, or save only the state dict with the code that made it"
 _BUFFER = re.compile(r"\.(relative_position_index|attn_mask)$")
 _BLOCK = re.compile(r"^layers\.(\d+)\.residual_group\.blocks\.(\d+)\.")
 
@@ -221,7 +222,10 @@ def _join_heads(state: State) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> tuple[State, Mapping[str, Any] | None]:
-    content = load_torch(path)
+    try:
+        content = load_torch(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_REMEDY}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a state dict; save model.state_dict()")
     _check_version(path, content.get("version"))
@@ -251,7 +255,7 @@ def _read_safetensors(path: Path) -> tuple[State, Mapping[str, Any] | None]:
             raise ValueError("wrong checksum")
         version, config = (json.loads(metadata.get(name, "null")) for name in ("version", "config"))
     except Exception as error:
-        raise unreadable(path, error) from error
+        raise ValueError(f"{unreadable(path, error)}; {_REMEDY}") from error
     _check_version(path, version)
     return state, config
 
@@ -269,5 +273,5 @@ def _checksum(state: State, config: str) -> str:
     """CRC-32 of the configuration and of the bytes of all tensors, by name; safetensors has no checksum of its own."""
     checksum = zlib.crc32(config.encode())
     for name in sorted(state):
-        checksum = zlib.crc32(state[name].contiguous().flatten().view(torch.uint8).numpy(), checksum)
+        checksum = zlib.crc32(state[name].contiguous().flatten().view(torch.uint8).numpy().data, checksum)
     return f"{checksum:08x}"

@@ -6,7 +6,7 @@ import os
 import pickle
 import secrets
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,10 +16,11 @@ _TEMPORARY = ".tmp"
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, *, before_replacing: Callable[[], None] | None = None) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends, and vanishes if the block raises.
 
-    It is on the disk, not in a cache, when the block has ended. Raises OSError naming `path`, or the folder it lacks.
+    It is on the disk, not in a cache, when the block has ended; `before_replacing` is called when all of it is there,
+    under another name. Raises OSError naming `path`, or the folder it lacks.
     """
     folder = path.parent
     if not folder.is_dir():
@@ -32,6 +33,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if before_replacing is not None:
+                before_replacing()
             os.replace(temporary, path)
             sync_folder(folder)
         finally:
@@ -58,9 +61,9 @@ def remove_temporaries(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def save_torch(content: Any, path: Path) -> None:
+def save_torch(content: Any, path: Path, *, before_replacing: Callable[[], None] | None = None) -> None:
     """`torch.save` by `atomic_write`, which raises OSError where it fails."""
-    with atomic_write(path) as file:
+    with atomic_write(path, before_replacing=before_replacing) as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # torch closes its archive after the failed write, and reports that instead
@@ -87,10 +90,7 @@ def load_torch(path: Path) -> Any:
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:
-    """The error for a checkpoint that another library could not read."""
+    """The error for a file that another library could not read."""
     unsafe = isinstance(error, pickle.UnpicklingError)  # torch's text then suggests to execute the file
     reason = "not only tensors inside" if unsafe else (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ValueError(
-        f"{path}: not a readable checkpoint ({reason}): truncated, corrupt, or holding more than tensors; "
-        "copy it again, or save only the state dict with the code that made it"
-    )
+    return ValueError(f"{path}: truncated, corrupt, or holding more than tensors ({reason})")

@@ -1,4 +1,4 @@
-"""Images from disk, and batches as a pure function of (seed, step)."""
+"""Images from disk, in memory or mapped from a file."""
 
 import socket
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import torch
+from faults import file_size_limit
 
+from masked_swin.train import data
 from masked_swin.train.data import (
     BUILTIN_HELD_OUT,
     BUILTIN_TRAIN,
-    PatchSampler,
     builtin_images,
     centre_crop,
     load_images,
@@ -112,48 +112,43 @@ def test_builtin_images_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None
         assert (image[..., 0] != image[..., 1]).any()  # colour
 
 
-def sampler(seed: int = 0, batch_size: int = 4, sigma: float = 15.0) -> PatchSampler:
-    images = [picture(seed=index) for index in range(3)]
-    return PatchSampler(images, patch_size=16, batch_size=batch_size, sigma=sigma, seed=seed)
-
-
-def test_batch_is_a_function_of_seed_and_step() -> None:
-    first, again, later, other = (sampler().batch(5), sampler().batch(5), sampler().batch(6), sampler(seed=1).batch(5))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first.noisy, later.noisy)
-    assert not torch.equal(first.noisy, other.noisy)
-    assert first.clean.shape == (4, 3, 16, 16)
-    assert first.clean.dtype == torch.float32
-    assert first.sample.tolist() == [20, 21, 22, 23]
-    assert first.sample.dtype == torch.int64
-
-
-def test_samples_do_not_depend_on_the_batch_size() -> None:
-    large, small = sampler(batch_size=8).batch(1), sampler(batch_size=4)
-    assert torch.equal(large.noisy, torch.cat([small.batch(2).noisy, small.batch(3).noisy]))
-
-
-def test_patches_are_flipped_crops_with_clipped_noise() -> None:
-    square = picture(16, 16)
-    drawn = PatchSampler([square], patch_size=16, batch_size=64, sigma=15, seed=3).batch(0)
-    seen = {to_array(patch).tobytes() for patch in drawn.clean}
-    image = square.astype(np.float32) / np.float32(255)
-    modes = {np.rot90(view, turns).tobytes() for view in (image, image[:, ::-1]) for turns in range(4)}
-    assert seen == modes
-    assert len(modes) == 8
-    assert drawn.noisy.min() == 0
-    assert drawn.noisy.max() == 1
-    inner = (drawn.clean > 0.3) & (drawn.clean < 0.7)
-    assert (drawn.noisy - drawn.clean)[inner].std().item() == pytest.approx(15 / 255, rel=0.03)
-    assert torch.equal(sampler(sigma=0).batch(0).noisy, sampler(sigma=0).batch(0).clean)
-
-
-def test_images_smaller_than_the_patch_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"patch size 30: .* images \[0\] are smaller"):
-        PatchSampler([picture()], patch_size=30, batch_size=1, sigma=15, seed=0)
-
-
 def test_crops_and_conversions() -> None:
     assert centre_crop(picture(), 10).shape == (10, 10, 3)
     assert np.array_equal(centre_crop(picture(), 100), picture())
     assert np.array_equal(to_array(to_tensor(picture())), picture().astype(np.float32) / 255)
+    assert np.array_equal(to_tensor(picture().astype(np.uint16) * 257), to_tensor(picture()))
+
+
+def test_a_folder_larger_than_the_memory_is_mapped_and_found_again(folder: Path, tmp_path_factory, monkeypatch) -> None:
+    run = tmp_path_factory.mktemp("run")
+    held = load_images([folder], min_size=16)
+    assert "in memory" in held.place
+    assert load_images([folder], min_size=16, map_folder=run).place == held.place
+    assert not list(run.iterdir())
+    one_and_a_half = 1.5 * held.images[0].nbytes / 2**30
+    mapped = load_images([folder], min_size=16, map_folder=run, memory=one_and_a_half)
+    assert f"mapped from {run / 'images.map'}" in mapped.place
+    decoded = []
+    monkeypatch.setattr(data, "read_image", lambda path: decoded.append(path) or read_image(path))
+    again = load_images([folder], min_size=16, map_folder=run)
+    assert not decoded
+    for found in (mapped, again):
+        assert (found.names, found.skipped, found.notes) == (held.names, held.skipped, held.notes)
+        assert found.checksum == held.checksum
+        assert all(np.array_equal(a, b) for a, b in zip(found.images, held.images, strict=True))
+        assert not any(image.flags.writeable for image in found.images)
+
+    PIL.Image.fromarray(picture(seed=9)).save(folder / "a_rgb.png")  # a changed file is seen
+    changed = load_images([folder], min_size=16, map_folder=run, memory=0)
+    assert np.array_equal(changed.images[0], picture(seed=9))
+    assert changed.checksum != held.checksum
+    (run / "images.map").write_bytes(b"torn")
+    assert load_images([folder], min_size=16, map_folder=run, memory=0).checksum == changed.checksum
+
+
+def test_a_map_that_does_not_fit_the_disk_is_an_error_that_names_it_and_leaves_nothing(folder: Path, tmp_path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with file_size_limit(3000), pytest.raises(OSError, match=r"too large.* pixels written; memory .*images\.map"):
+        load_images([folder], map_folder=run, memory=0)
+    assert not list(run.iterdir())

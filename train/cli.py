@@ -1,6 +1,7 @@
 """The command line: masked-swin train | denoise | doctor | demo.
 
-Exit codes: 0 done, 1 failed (for `denoise`: some file failed), 2 wrong arguments or configuration, 130 interrupted.
+Exit codes: 0 done, 1 failed (for `denoise`: some file failed), 2 wrong arguments or configuration, 130 interrupted
+(Ctrl-C), 143 terminated (SIGTERM).
 """
 
 import sys
@@ -11,20 +12,24 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
+from masked_swin.train import distributed
 from masked_swin.train.config import TrainConfig, apply_preset, train_config, train_parser
 from masked_swin.train.demo import run_demo
 from masked_swin.train.denoising import AttentionMask, denoise_files, load_weights
 from masked_swin.train.doctor import report
-from masked_swin.train.loop import WEIGHTS_FILE, Trainer
+from masked_swin.train.loop import Trainer
+from masked_swin.train.parser import Parser
+from masked_swin.train.run_folder import WEIGHTS_FILE
 
-INTERRUPTED = 130
+# As shells report the signals SIGINT and SIGTERM.
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Wrong arguments leave through SystemExit(2), as in argparse."""
     arguments = [_underscored(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     training = train_parser()
-    parser = ArgumentParser(prog="masked-swin", description="Denoisers that work on noises they have never seen.")
+    parser = Parser(prog="masked-swin", description="Denoisers that work on noises they have never seen.")
     commands = parser.add_subcommands(title="commands")
     commands.add_subcommand("train", training, help="train a network; resumes a run found in its output folder")
     commands.add_subcommand("denoise", _denoise_parser(), help="denoise a file or a folder of images")
@@ -84,13 +89,17 @@ def _demo_parser() -> ArgumentParser:
 
 
 def _train(config: TrainConfig) -> int:
-    trainer = Trainer(config)
-    for message in trainer.messages:
-        print(message, file=sys.stderr)
-    ending = trainer.run()
-    print(f"{ending} at step {trainer.step}, saved", file=sys.stderr)
-    print(trainer.folder / WEIGHTS_FILE)
-    return 0 if ending == "finished" else INTERRUPTED
+    with distributed.process_group(config.device):
+        trainer = Trainer(config)
+        if trainer.writes:
+            for message in trainer.messages:
+                print(message, file=sys.stderr)
+        ending = trainer.run()
+    if trainer.writes:
+        go_on = "" if ending == "finished" else "; the same command goes on from there"
+        print(f"{ending} at step {trainer.step}, saved{go_on}", file=sys.stderr)
+        print(trainer.folder / WEIGHTS_FILE)
+    return {"interrupted": INTERRUPTED, "terminated": TERMINATED}.get(ending, 0)
 
 
 def _denoise(options: Namespace) -> int:

@@ -4,9 +4,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from masked_swin import PRESETS, ModelConfig
+from masked_swin.train.parser import Parser
 
 DEFAULT_PRESET = "published"
 
@@ -23,6 +24,9 @@ RESUMABLE_CHANGES = frozenset(
         "device",
         "backend",
         "resume",
+        "memory",
+        "log_interval",
+        "tensorboard",
     }
 )
 
@@ -41,7 +45,10 @@ class TrainConfig:
             else no validation.
         validation_size: validation images are cropped to at most this size around the centre.
         patch_size: side of the training patches in pixels.
-        batch_size: patches per step.
+        batch_size: patches per step, those of all processes and of all parts together.
+        accumulation: parts that a step is split into, one after the other, where memory is short.
+        precision: "bfloat16" computes in it where torch's autocast does; weights, average and moments stay float32.
+        gradient_clip: the largest norm of the gradients, which are scaled down to it; none: as they are.
         iterations: number of steps.
         learning_rate: of Adam, at the start.
         warmup: steps over which the rate rises linearly from zero.
@@ -55,6 +62,9 @@ class TrainConfig:
         threads: of torch on the CPU; none: its own choice.
         device: "cpu", "cuda", "cuda:1"...; "auto" takes CUDA where there is one.
         backend: kernel backend by name; none: the first that can run.
+        memory: GiB of decoded images to keep in memory (none: half of what is free); more go to a file in `output`.
+        log_interval: steps between two lines of log.jsonl; each validation writes one, too.
+        tensorboard: write these figures for TensorBoard, too, which the extra "tensorboard" installs.
         resume: continue a run found in the output folder; false refuses a folder that holds one.
     """
 
@@ -67,6 +77,9 @@ class TrainConfig:
     validation_size: int = 256
     patch_size: int = 64
     batch_size: int = 64
+    accumulation: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_clip: float | None = None
     iterations: int = 500_000
     learning_rate: float = 1e-4
     warmup: int = 0
@@ -80,6 +93,9 @@ class TrainConfig:
     threads: int | None = None
     device: str = "auto"
     backend: str | None = None
+    memory: float | None = None
+    log_interval: int = 100
+    tensorboard: bool = False
     resume: bool = True
 
     def __post_init__(self) -> None:
@@ -90,6 +106,8 @@ class TrainConfig:
             "validation_size": 16,
             "patch_size": 1,
             "batch_size": 1,
+            "accumulation": 1,
+            "log_interval": 1,
             "iterations": 1,
             "checkpoint_interval": 1,
             "validation_interval": 1,
@@ -104,6 +122,10 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected at least {bound}, got {value}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip: expected a positive norm or null, got {self.gradient_clip}")
+        if self.memory is not None and not self.memory >= 0:
+            raise ValueError(f"memory: expected at least 0 or null, got {self.memory}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads: expected at least 1 or null, got {self.threads}")
         if list(self.milestones) != sorted(set(self.milestones)) or any(step < 1 for step in self.milestones):
@@ -133,15 +155,15 @@ def _may_change(name: str, before: dict[str, Any], after: dict[str, Any]) -> boo
     return name in RESUMABLE_CHANGES or name in ("preset", "initial_weights")
 
 
-def train_parser() -> ArgumentParser:
+def train_parser() -> Parser:
     """Parser of `train`: `--config FILE` and one flag per field of TrainConfig."""
-    parser = ArgumentParser(description=(TrainConfig.__doc__ or "").split("\n")[0], usage="masked-swin train [options]")
+    parser = Parser(description=(TrainConfig.__doc__ or "").split("\n")[0], usage="masked-swin train [options]")
     parser.add_argument("--config", action="config", help="YAML file of any of the fields below; later flags win.")
     parser.add_class_arguments(TrainConfig)
     return parser
 
 
-def apply_preset(parser: ArgumentParser, preset: str) -> None:
+def apply_preset(parser: Parser, preset: str) -> None:
     """Make `preset` the starting point of the `network` fields; parse again afterwards.
 
     Raises:
@@ -152,7 +174,7 @@ def apply_preset(parser: ArgumentParser, preset: str) -> None:
     parser.set_defaults({f"network.{name}": value for name, value in dataclasses.asdict(PRESETS[preset]).items()})
 
 
-def train_config(parser: ArgumentParser, parsed: Namespace) -> TrainConfig:
+def train_config(parser: Parser, parsed: Namespace) -> TrainConfig:
     """The dataclass of parsed arguments.
 
     Raises:

@@ -1,11 +1,10 @@
-"""Images in memory, and training batches that are a pure function of (seed, step).
+"""The images of a run: what lies in folders, or the built-in ones, decoded."""
 
-Every training sample has a global id, step * batch_size + its place in the batch, and is drawn from a counter-based
-generator keyed (seed, id): resuming needs the step only, and neither batching nor splitting a batch over processes
-changes a sample.
-"""
-
-from collections.abc import Iterable, Sequence
+import itertools
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,9 @@ import PIL.ImageOps
 import torch
 from einops import rearrange
 from torch import Tensor
+from tqdm import tqdm
+
+from masked_swin.train.image_store import GIB, PixelStore, available_memory, open_map
 
 # The built-in images, all colour photographs or micrographs shipped inside the scikit-image wheel. The two motorcycle
 # views show one scene and stay on one side of the split.
@@ -30,7 +32,7 @@ BUILTIN_TRAIN = (
 )
 BUILTIN_HELD_OUT = ("astronaut", "chelsea")
 
-TRAINING_STREAM, VALIDATION_STREAM, DROP_PATH_STREAM = 0, 1, 2
+TRAINING_STREAM, VALIDATION_STREAM = 0, 1
 
 
 def generator(seed: int, index: int, stream: int) -> np.random.Generator:
@@ -40,12 +42,18 @@ def generator(seed: int, index: int, stream: int) -> np.random.Generator:
 
 @dataclass
 class ImageSet:
-    """Decoded images, uint8 (H, W, 3), with their names; `skipped` and `notes` say what was left out or changed."""
+    """Decoded images, uint8 or uint16 (H, W, 3), with their names.
+
+    `skipped` and `notes` say what was left out or changed, `checksum` is of the pixels, wherever the files lie, `place`
+    says where the pixels are kept.
+    """
 
     names: list[str] = field(default_factory=list)
     images: list[np.ndarray] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    checksum: str = ""
+    place: str = ""
 
 
 class DecodedImage(NamedTuple):
@@ -102,32 +110,79 @@ def image_paths(source: Path) -> list[Path]:
     return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(source).parts))
 
 
-def load_images(sources: Iterable[str | Path], *, min_size: int = 1) -> ImageSet:
-    """Decode every image below the files and folders `sources`.
+def load_images(
+    sources: Iterable[str | Path],
+    *,
+    min_size: int = 1,
+    map_folder: Path | None = None,
+    memory: float | None = None,
+) -> ImageSet:
+    """Decode every image below the files and folders `sources`, in the order of their paths.
 
-    Files that are not images, do not decode, or are smaller than `min_size` on a side are named in `skipped`.
+    Files that are not images, do not decode, or are smaller than `min_size` on a side are named in `skipped`. More than
+    `memory` GiB (None: half of what is free) go to a file in `map_folder`, where there is one; another call with the
+    same files maps it instead of decoding them again.
 
     Raises:
         ValueError: a source is missing, or not one image is usable (all reasons listed).
+        OSError: the file in `map_folder` cannot be written.
     """
+    paths = [path for source in sources for path in image_paths(Path(source))]
+    key = {"min_size": min_size, "files": [_identity(path) for path in paths]}
+    if map_folder is not None and (known := open_map(map_folder, key)):
+        images, place, about = known
+        return ImageSet(images=images, place=place, **about)
     found = ImageSet()
-    for path in (path for source in sources for path in image_paths(Path(source))):
-        try:
-            decoded = read_image(path)
-        except ValueError as error:
-            found.skipped.append(str(error))
-            continue
-        height, width = decoded.pixels.shape[:2]
-        if min(height, width) < min_size:
-            found.skipped.append(f"{path}: {width} x {height} pixels, smaller than {min_size} x {min_size}")
-            continue
-        found.notes += decoded.notes
-        found.names.append(str(path))
-        found.images.append(decoded.pixels)
-    if not found.images:
-        reasons = "".join(f"\n  {line}" for line in found.skipped) or "\n  the folder holds no file"
-        raise ValueError(f"no usable image in {', '.join(map(str, sources))}:{reasons}")
+    with PixelStore(map_folder, available_memory() / 2 if memory is None else memory * GIB) as store:
+        checksum = 0
+        for path, decoded in _decode(paths):
+            if isinstance(decoded, ValueError):
+                found.skipped.append(str(decoded))
+                continue
+            height, width = decoded.pixels.shape[:2]
+            if min(height, width) < min_size:
+                found.skipped.append(f"{path}: {width} x {height} pixels, smaller than {min_size} x {min_size}")
+                continue
+            found.notes += decoded.notes
+            found.names.append(str(path))
+            checksum = _checksum(decoded.pixels, checksum)
+            store.add(decoded.pixels)
+        if not found.names:
+            reasons = "".join(f"\n  {line}" for line in found.skipped) or "\n  the folder holds no file"
+            raise ValueError(f"no usable image in {', '.join(map(str, sources))}:{reasons}")
+        found.checksum = f"{len(found.names)} images, crc32 {checksum:08x}"
+        about = {name: getattr(found, name) for name in ("names", "skipped", "notes", "checksum")}
+        found.images, found.place = store.finish(key, about)
     return found
+
+
+def _decode(paths: list[Path]) -> Iterator[tuple[Path, DecodedImage | ValueError]]:
+    """Each path with its image, or the reason why there is none, in order; a few are decoded at once."""
+    workers = min(8, os.cpu_count() or 1)
+    rest = iter(paths)
+    bar = tqdm(total=len(paths), desc="decode", unit="image", dynamic_ncols=True, leave=False, delay=2.0)
+    with bar, ThreadPoolExecutor(workers) as pool:
+        while chunk := list(itertools.islice(rest, 2 * workers)):
+            for path, decoded in zip(chunk, pool.map(_try_read, chunk), strict=True):
+                yield path, decoded
+                bar.update()
+
+
+def _try_read(path: Path) -> DecodedImage | ValueError:
+    try:
+        return read_image(path)
+    except ValueError as error:
+        return error
+
+
+def _identity(path: Path) -> list[str | int]:
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _checksum(image: np.ndarray, checksum: int) -> int:
+    checksum = zlib.crc32(repr(image.shape).encode(), checksum)
+    return zlib.crc32(np.ascontiguousarray(image).data, checksum)
 
 
 def builtin_images(names: Sequence[str]) -> ImageSet:
@@ -141,6 +196,10 @@ def builtin_images(names: Sequence[str]) -> ImageSet:
             found.images.append(left if name == "motorcycle_left" else right)
         else:
             found.images.append(getattr(skimage.data, name)())
+    checksum = 0
+    for image in found.images:
+        checksum = _checksum(image, checksum)
+    found.checksum, found.place = f"{len(names)} images, crc32 {checksum:08x}", "built-in images"
     return found
 
 
@@ -151,58 +210,17 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
+def to_float(image: np.ndarray) -> np.ndarray:
+    """uint8, uint16 or float to float32 in [0, 1]."""
+    scaled = image.astype(np.float32)
+    return scaled / np.float32(np.iinfo(image.dtype).max) if np.issubdtype(image.dtype, np.integer) else scaled
+
+
 def to_tensor(image: np.ndarray) -> Tensor:
-    """uint8 or float (H, W, C) to float32 (C, H, W) in [0, 1]."""
-    scaled = image.astype(np.float32) / 255 if image.dtype == np.uint8 else image.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(rearrange(scaled, "h w c -> c h w")))
+    """uint8, uint16 or float (H, W, C) to float32 (C, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(rearrange(to_float(image), "h w c -> c h w")))
 
 
 def to_array(image: Tensor) -> np.ndarray:
     """(C, H, W) tensor to a float32 array (H, W, C)."""
     return np.ascontiguousarray(rearrange(image.detach().float().cpu().numpy(), "c h w -> h w c"))
-
-
-class Batch(NamedTuple):
-    clean: Tensor  # (B, C, P, P) float32 in [0, 1]
-    noisy: Tensor  # the same plus Gaussian noise, clipped
-    sample: Tensor  # (B,) int64 global sample ids
-
-
-class PatchSampler:
-    """Random crops, one of 8 flips and rotations each, with Gaussian noise of `sigma` (8-bit units)."""
-
-    def __init__(
-        self, images: Sequence[np.ndarray], *, patch_size: int, batch_size: int, sigma: float, seed: int
-    ) -> None:
-        small = [index for index, image in enumerate(images) if min(image.shape[:2]) < patch_size]
-        if small or not images:
-            raise ValueError(
-                f"patch size {patch_size}: expected at least one image and none smaller, images {small} are smaller; "
-                "leave them out or choose a smaller patch"
-            )
-        self.images = images
-        self.patch_size = patch_size
-        self.batch_size = batch_size
-        self.sigma = sigma
-        self.seed = seed
-
-    def batch(self, step: int) -> Batch:
-        """The batch of `step`, always the same for the same seed, images and sizes."""
-        first = step * self.batch_size
-        samples = range(first, first + self.batch_size)
-        pairs = [self._sample(index) for index in samples]
-        clean, noisy = (torch.from_numpy(np.stack(side)) for side in zip(*pairs, strict=True))
-        return Batch(clean, noisy, torch.tensor(samples, dtype=torch.int64))
-
-    def _sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        random = generator(self.seed, index, TRAINING_STREAM)
-        image = self.images[int(random.integers(len(self.images)))]
-        size = self.patch_size
-        top = random.integers(image.shape[0] - size + 1)
-        left = random.integers(image.shape[1] - size + 1)
-        patch = image[top : top + size, left : left + size]
-        quarter_turns, mirrored = divmod(int(random.integers(8)), 2)
-        patch = np.rot90(patch[:, ::-1] if mirrored else patch, quarter_turns)
-        clean = np.ascontiguousarray(patch.transpose(2, 0, 1)).astype(np.float32) / np.float32(255)
-        noise = random.standard_normal(clean.shape, dtype=np.float32) * np.float32(self.sigma / 255)
-        return clean, np.clip(clean + noise, 0, 1)

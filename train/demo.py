@@ -1,6 +1,7 @@
 """`masked-swin demo`: two small networks trained on Gaussian noise only, compared on noises neither has seen."""
 
 import dataclasses
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -14,9 +15,10 @@ from masked_swin import MaskedSwinIR, MaskKey, ModelConfig, denoise
 from masked_swin.train import data
 from masked_swin.train.config import TrainConfig
 from masked_swin.train.degradations import NOISES, add_noise
-from masked_swin.train.loop import STATE_FILE, WEIGHTS_FILE, Trainer
+from masked_swin.train.loop import Trainer
 from masked_swin.train.metrics import psnr, ssim, to_uint8
 from masked_swin.train.report import Comparison, Completion, Figure, Report, Training, write_report
+from masked_swin.train.run_folder import WEIGHTS_FILE, RunFolder
 
 # The published architecture but for its size and the convolution that ends a group: at such widths the bottleneck of
 # "3conv" has a quarter of few channels and slows the first minute of training (at 32 channels, 600 steps: 29.3 against
@@ -116,15 +118,16 @@ def _config(folder: Path, network: ModelConfig, seed: int, initial_weights: str 
 
 
 def _train(name: str, config: TrainConfig, steps: int, time_limit: float | None) -> tuple[MaskedSwinIR, Training]:
-    (Path(config.output) / STATE_FILE).unlink(missing_ok=True)  # the demo starts anew each time
+    RunFolder(Path(config.output)).forget()  # the demo starts anew each time
     trainer = Trainer(
         dataclasses.replace(config, iterations=steps, checkpoint_interval=steps, validation_interval=steps)
     )
     limit = "" if time_limit is None else f", at most {time_limit:.0f} s"
     tqdm.write(f"{name}: {steps} steps, CPU threads: {torch.get_num_threads()}{limit}")
     started = time.monotonic()
-    if trainer.run(time_limit=time_limit, description=f"train {name}") == "interrupted":
-        raise KeyboardInterrupt
+    ending = trainer.run(time_limit=time_limit, description=f"train {name}")
+    if ending in ("interrupted", "terminated"):
+        raise KeyboardInterrupt if ending == "interrupted" else SystemExit(128 + signal.SIGTERM)
     training = Training(
         name=name,
         steps=trainer.step,

@@ -1,44 +1,35 @@
 """The trainer: L1, Adam, an average of the weights, checkpoints that a resumed run continues bit for bit.
 
-Nothing random is stored. Patches, noise, masks and drop path of a step are functions of (seed, step), so the step, the
-weights, their average and the optimizer's moments are the whole state.
+Nothing random is stored. Patches, noise, masks and stochastic depth of a step are functions of (seed, step), so the
+step, the weights, their average, the optimizer's moments and the best validation are the whole state.
 """
 
+import contextlib
 import copy
-import json
 import math
-import signal
-import tempfile
-import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
-import yaml
 from torch.nn import functional as F
-from tqdm import tqdm
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from masked_swin import MaskedSwinIR, MaskKey, denoise, load_checkpoint, save_checkpoint
-from masked_swin.storage import atomic_write
-from masked_swin.train import data
+from masked_swin import MaskedSwinIR, MaskKey, denoise, load_checkpoint
+from masked_swin.train import data, distributed
 from masked_swin.train.config import TrainConfig, changed_fields
 from masked_swin.train.degradations import gaussian
 from masked_swin.train.metrics import psnr
+from masked_swin.train.progress import Progress, RunLog, StepResult
+from masked_swin.train.run_folder import CONFIG_FILE, STATE_FILE, RunFolder
+from masked_swin.train.sampler import Loader, PatchSampler
+from masked_swin.train.signals import stop_requests
 
-STATE_FILE, WEIGHTS_FILE, CONFIG_FILE, LOG_FILE = "latest.pt", "weights.pth", "config.yaml", "log.jsonl"
-STATE_FORMAT = 1
-
-Ending = Literal["finished", "interrupted", "out of time"]
-
-
-class StepResult(NamedTuple):
-    loss: float
-    psnr: float  # of the training batch against its clean patches, dB
+Ending = Literal["finished", "out of time", "interrupted", "terminated"]
+# By weight: where the processes of a run have different reasons to end, the last of these holds for all.
+_REASONS: tuple[Ending, ...] = ("finished", "out of time", "interrupted", "terminated")
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -50,13 +41,15 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 class Trainer:
-    """One training run in `config.output`.
+    """One training run in `config.output`, in this process or in all of those that torchrun started.
 
     `step` counts finished steps, `model` is what is trained, `average` what is validated and exported, `messages` holds
-    what the user should be told of the data and of resuming.
+    what the user should be told of the data and of resuming. The folder is locked from the construction to the end of
+    `run` (or of the object).
 
     Raises:
-        ValueError: unusable data or initial weights, or an output folder that holds another run.
+        ValueError: unusable data or initial weights, or an output folder that holds another run or is in use.
+        OSError: the decoded images do not fit on the disk.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -67,20 +60,36 @@ class Trainer:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config
-        self.folder = Path(config.output)
         self.step = 0
         self.saved_step: int | None = None
+        self.best: dict[str, float] | None = None  # step and PSNR of the best validation
         self.messages: list[str] = []
-        self.device = _device(config.device)
+        self.device = distributed.device(config.device)
+        self.writes = distributed.rank() == 0
+        self.folder = Path(config.output)
+        self.files = RunFolder(self.folder)
+        self.log = RunLog(self.folder, tensorboard=config.tensorboard and self.writes)
 
-        training, validation = self._load_data()
-        self.fingerprint = _fingerprint(training.images)
-        self.sampler = data.PatchSampler(
-            training.images,
-            patch_size=config.patch_size,
-            batch_size=config.batch_size,
-            sigma=config.sigma,
-            seed=config.seed,
+        for source in (*config.data, *config.validation_data):
+            if not Path(source).exists():
+                raise ValueError(f"{source}: no such file or folder")
+        if self.writes:
+            self.files.lock()
+        try:
+            self._prepare()
+        except BaseException:  # the exception would keep this object alive, and the lock with it
+            self.files.release()
+            raise
+
+    def _prepare(self) -> None:
+        config = self.config
+        self.training, validation = self._load_data()
+        self.loader = Loader(
+            PatchSampler(self.training.images, patch_size=config.patch_size, sigma=config.sigma, seed=config.seed),
+            config.batch_size,
+            parts=config.accumulation,
+            share=distributed.rank(),
+            shares=distributed.world_size(),
         )
         self.validation = [data.centre_crop(image, config.validation_size) for image in validation.images]
 
@@ -92,142 +101,149 @@ class Trainer:
         self.model.to(self.device).train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
-        self._parameters = [parameter.data for parameter in self.model.parameters()]
-        self._averages = [parameter.data for parameter in self.average.parameters()]
-        self._check_folder()
-        if (self.folder / STATE_FILE).exists():
-            self._resume()
+        self._parameters: list[torch.Tensor] = list(self.model.parameters())
+        self._averages: list[torch.Tensor] = list(self.average.parameters())
+        self._resume()
+        self.network: torch.nn.Module = self.model
+        if distributed.world_size() > 1:  # sums the gradients in backward
+            self.network = DistributedDataParallel(self.model, broadcast_buffers=False)
 
     def train_step(self) -> StepResult:
-        """One step; leaves weights, average and optimizer untouched where the loss is not finite.
+        """One step; leaves weights, average and optimizer untouched where loss or gradients are not finite.
 
         Raises:
-            FloatingPointError: NaN or infinite loss, naming the step and the checkpoint that is kept.
+            FloatingPointError: NaN or infinite, naming the step, the images and the checkpoint that is kept.
         """
         step, config = self.step, self.config
-        batch = self.sampler.batch(step)
-        clean, noisy = batch.clean.to(self.device), batch.noisy.to(self.device)
-        key = MaskKey.make(config.seed, draw=step, samples=batch.sample.to(self.device), device=self.device)
-        drop_path_seed = data.generator(config.seed, step, data.DROP_PATH_STREAM).integers(2**63)
-        torch.manual_seed(int(drop_path_seed))
-
-        output = self.model(noisy, key=key)
-        loss = F.l1_loss(output, clean)
-        loss_value = loss.item()
-        if not math.isfinite(loss_value):
-            kept = "no checkpoint was written yet"
-            if self.saved_step is not None:
-                kept = f"step {self.saved_step} is kept in {self.folder / STATE_FILE}"
-            raise FloatingPointError(f"the loss is {loss_value} at step {step}; {kept}; try a lower learning_rate")
+        started = time.perf_counter()
+        batches = self.loader.batches(step)
+        loading = time.perf_counter() - started
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss_sum, error_sum = 0.0, 0.0
+        for number, batch in enumerate(batches, start=1):
+            clean, noisy, sample = (part.to(self.device, non_blocking=True) for part in batch)
+            key = MaskKey.make(config.seed, draw=step, samples=sample, device=self.device)
+            with self._summed_over_processes(number == len(batches)):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                    output = self.network(noisy, key=key)
+                loss = F.l1_loss(output.float(), clean)
+                (loss / len(batches)).backward()
+            loss_sum += loss.item()
+            error_sum += F.mse_loss(output.detach().float().clamp(0, 1), clean).item()
+        loss_value, error = (value / len(batches) for value in distributed.mean([loss_sum, error_sum], self.device))
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norm = get_total_norm(gradients)
+        self._check_finite(loss_value, norm.item())
+        if config.gradient_clip is not None:
+            clip_grads_with_norm_(self._parameters, config.gradient_clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         self.optimizer.step()
-        torch._foreach_lerp_(self._averages, self._parameters, 1 - config.ema_decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averages, self._parameters, 1 - config.ema_decay)
         self.step += 1
-        error = F.mse_loss(output.detach().clamp(0, 1), clean).item()
-        return StepResult(loss_value, -10 * math.log10(max(error, 1e-10)))
+        return StepResult(loss_value, -10 * math.log10(max(error, 1e-10)), norm.item(), loading)
 
     def run(self, *, time_limit: float | None = None, description: str = "train") -> Ending:
         """Train to `config.iterations`, saving as configured and at the end; says how it ended.
 
-        SIGINT or SIGTERM interrupt it (a second one ends at once), and so does `time_limit` in seconds.
+        SIGINT ("interrupted") and SIGTERM ("terminated") end it after the step under way (a second one ends at once),
+        and so does `time_limit` in seconds ("out of time").
         """
         config = self.config
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
-        bar = tqdm(total=config.iterations, initial=self.step, unit="step", desc=description, dynamic_ncols=True)
-        with bar, stop_requests() as interrupted:
-            while self.step < config.iterations:
-                if interrupted() or time.monotonic() >= deadline:
-                    break
-                result = self.train_step()
-                last = self.step == config.iterations
-                postfix = {"loss": f"{result.loss:.4f}", "PSNR": f"{result.psnr:.2f}"}
-                if rate := bar.format_dict["rate"]:
-                    postfix["patches/s"] = f"{rate * config.batch_size:.1f}"
-                bar.set_postfix(postfix, refresh=False)
-                bar.update()
-                if self.step % config.validation_interval == 0 or last:
-                    self._log(result)
-                if self.step % config.checkpoint_interval == 0 and not last:
-                    self.save()
-            self.save()
-            if self.step == config.iterations:
-                return "finished"
-            return "interrupted" if interrupted() else "out of time"
+        progress = Progress(self.step, config.iterations, config.batch_size, description, shown=self.writes)
+        if self.writes:
+            self.files.lock()
+            self.log.continue_after(self.step)
+        try:
+            with progress, stop_requests() as signal_number:
+                while self.step < config.iterations:
+                    reason = {0: 0, 2: 2, 15: 3}[signal_number()]
+                    reason = distributed.largest(reason or int(time.monotonic() >= deadline), self.device)
+                    if reason:
+                        break
+                    result = self.train_step()
+                    progress.step(result)
+                    last = self.step == config.iterations
+                    validates = self.step % config.validation_interval == 0 or last
+                    if self.writes and (validates or self.step % config.log_interval == 0):
+                        self._report(result, progress, validates)
+                    if self.step % config.checkpoint_interval == 0 and not last:
+                        self.save()
+                self.save()
+        finally:
+            self.log.close()
+            self.files.release()
+        return "finished" if self.step == config.iterations else _REASONS[reason]
 
     def validate(self) -> float | None:
         """Mean PSNR in dB of the average weights on the validation images, training noise; None without images."""
         scores = []
         for index, image in enumerate(self.validation):
-            clean = image.astype(np.float32) / 255
+            clean = data.to_float(image)
             noisy = gaussian(clean, self.config.sigma, data.generator(self.config.seed, index, data.VALIDATION_STREAM))
             restored = denoise(self.average, data.to_tensor(noisy).to(self.device), average=1, seed=self.config.seed)
             scores.append(psnr(data.to_array(restored), clean))
         return sum(scores) / len(scores) if scores else None
 
     def save(self) -> None:
-        """Write the exported weights, then the training state, each atomically."""
-        if self.saved_step == self.step:
+        """Write the exported weights, then the training state, each atomically; in process 0 only.
+
+        Raises OSError, saying which checkpoint is kept, where the disk is full or not to be written.
+        """
+        if self.saved_step == self.step or not self.writes:
             return
-        config = self.config.as_dict()
         state = {
-            "format": STATE_FORMAT,
             "step": self.step,
-            "config": config,
-            "data": self.fingerprint,
+            "config": self.config.as_dict(),
+            "data": self.training.checksum,
+            "best": self.best,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.folder / CONFIG_FILE) as file:
-            file.write(yaml.safe_dump(config, sort_keys=False).encode())
-        save_checkpoint(self.average, self.folder / WEIGHTS_FILE)
-        with atomic_write(self.folder / STATE_FILE) as file:
-            torch.save(state, file)
+        with self._naming_what_is_kept():
+            self.files.save(state, self.average)
         self.saved_step = self.step
 
-    def _check_folder(self) -> None:
-        """Raise ValueError now, not at the first checkpoint, if nothing can be written to the output folder."""
-        if not self.config.output:
-            raise ValueError("output is empty; name the folder of this run, as runs/first")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise ValueError(f"output {self.folder}: not a folder that can be written ({error.strerror})") from error
-
     def _resume(self) -> None:
-        path = self.folder / STATE_FILE
+        loaded = self.files.load()
+        if loaded is None:
+            return
+        state, message = loaded
         if not self.config.resume:
             raise ValueError(
-                f"{path} holds a run and resume is false; choose another output folder or remove that file"
+                f"output {self.folder} holds a run and resume is false; choose another output folder or remove it"
             )
-        state = _load_state(path)
         changes = changed_fields(state["config"], self.config.as_dict())
-        if state["data"] != self.fingerprint:
+        if state["data"] != self.training.checksum:
             changes.append("training images")
         if changes:
             raise ValueError(
-                f"{path} belongs to a run with other values of: {', '.join(changes)}; "
+                f"output {self.folder} belongs to a run with other values of: {', '.join(changes)}; "
                 f"choose another output folder, or restore those values ({self.folder / CONFIG_FILE})"
             )
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state["best"]
         self.step = self.saved_step = state["step"]
         if self.step > self.config.iterations:
             beyond = f"beyond iterations {self.config.iterations}; raise iterations"
-            raise ValueError(f"{path} is already at step {self.step}, {beyond}")
-        self.messages.append(f"resuming {path} at step {self.step}")
+            raise ValueError(f"output {self.folder} is already at step {self.step}, {beyond}")
+        self.messages.append(message)
 
     def _load_data(self) -> tuple[data.ImageSet, data.ImageSet]:
         config = self.config
         if config.data:
-            training = data.load_images(config.data, min_size=config.patch_size)
+            with distributed.first_process_first():
+                training = data.load_images(
+                    config.data,
+                    min_size=config.patch_size,
+                    map_folder=self.folder,
+                    memory=config.memory if self.writes else math.inf,  # the others map what the first one wrote
+                )
         else:
             training = data.builtin_images(data.BUILTIN_TRAIN)
         if config.validation_data:
@@ -236,73 +252,58 @@ class Trainer:
             validation = data.builtin_images(() if config.data else data.BUILTIN_HELD_OUT)
         for images in (training, validation):
             self.messages += images.notes + [f"skipped {reason}" for reason in images.skipped]
+        self.messages.append(f"{len(training.images)} training images, {training.place}")
         return training, validation
 
-    def _log(self, result: StepResult) -> None:
-        line = {
-            "step": self.step,
+    def _report(self, result: StepResult, progress: Progress, validates: bool) -> None:
+        figures: dict[str, float | None] = {
             "learning_rate": learning_rate(self.config, self.step - 1),
             "loss": result.loss,
             "psnr": result.psnr,
-            "validation_psnr": self.validate(),
+            "validation_psnr": self.validate() if validates else None,
+            "gradient_norm": result.gradient_norm,
+            "patches_per_second": progress.patches_per_second,
+            "loading_share": progress.loading_share,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / LOG_FILE, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        score = figures["validation_psnr"]
+        if score is not None:
+            progress.validation = score
+            if self.best is None or score > self.best["psnr"]:
+                self.best = {"step": self.step, "psnr": score}
+                with self._naming_what_is_kept():
+                    self.files.save_best(self.average)
+            best = f"best {self.best['psnr']:.2f} dB at step {self.best['step']}"
+            progress.say(f"step {self.step}: loss {result.loss:.4f}, validation PSNR {score:.2f} dB, {best}")
+        with self._naming_what_is_kept():
+            self.log.write(self.step, figures)
 
+    def _check_finite(self, loss: float, gradient_norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(gradient_norm):
+            return
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradients is {gradient_norm}"
+        names = [self.training.names[index] for index in self.loader.images_of(self.step)]
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        raise FloatingPointError(
+            f"{what} at step {self.step}; {self._kept()}; its patches are of {', '.join(names[:8])}{more}; "
+            "try a lower learning_rate, or gradient_clip"
+        )
 
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGINT or SIGTERM arrived; the step under way is finished first.
+    @contextlib.contextmanager
+    def _naming_what_is_kept(self) -> Iterator[None]:
+        """An OSError of the block says more."""
+        try:
+            yield
+        except OSError as error:
+            what = f"{error.strerror}: step {self.step} is not saved, {self._kept()}"
+            raise OSError(error.errno, what, error.filename) from error
 
-    The first signal restores the former handlers, so that a second one acts at once. Outside the main thread signals
-    keep their handlers.
-    """
-    requested = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    former = {number: signal.getsignal(number) for number in signals}
+    def _kept(self) -> str:
+        if self.saved_step is None:
+            return "no checkpoint was written yet"
+        return f"step {self.saved_step} is kept in {self.folder / STATE_FILE}"
 
-    def restore() -> None:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-    def request(number: int, frame: object) -> None:
-        requested.set()
-        restore()
-
-    for number in signals:
-        signal.signal(number, request)
-    try:
-        yield requested.is_set
-    finally:
-        restore()
-
-
-def _load_state(path: Path) -> dict[str, Any]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a torn or foreign file raises almost anything inside torch.load
-        raise ValueError(f"{path}: not a readable training state ({error}); move it away to start anew") from error
-    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
-        raise ValueError(f"{path}: not a training state of format {STATE_FORMAT}; move it away to start anew")
-    return state
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        raise ValueError(f"device {name!r}: not available here ({error})") from None
-    return device
-
-
-def _fingerprint(images: Sequence[np.ndarray]) -> str:
-    """Checksum of the decoded training images, wherever they lie."""
-    checksum = 0
-    for image in images:
-        checksum = zlib.crc32(repr(image.shape).encode(), checksum)
-        checksum = zlib.crc32(np.ascontiguousarray(image).data, checksum)
-    return f"{len(images)} images, crc32 {checksum:08x}"
+    def _summed_over_processes(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients need to be summed over the processes once in a step, with its last part."""
+        if isinstance(self.network, DistributedDataParallel) and not last:
+            return self.network.no_sync()
+        return contextlib.nullcontext()

@@ -1,0 +1,77 @@
+"""The processes of one run: those that torchrun started, or this one alone."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    """The number of this process; only process 0 writes and prints."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def device(name: str) -> torch.device:
+    """The device of this process: "auto" takes CUDA where there is one, "cuda" the GPU of its number on the machine.
+
+    Raises:
+        ValueError: not available here.
+    """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if name == "auto":
+        return torch.device("cpu")
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        raise ValueError(f"device {name!r}: not available here ({error})") from None
+    return found
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[None]:
+    """Join the other processes of `torchrun`; without it, nothing. `device` is that of the configuration."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """The block runs in process 0, then in the others, which so find what it left; in none if it raises in 0."""
+    if world_size() > 1 and rank() > 0:
+        dist.barrier()
+    yield
+    if world_size() > 1 and rank() == 0:
+        dist.barrier()
+
+
+def mean(values: Sequence[float], device: torch.device) -> list[float]:
+    """The mean over the processes of each of the numbers."""
+    if world_size() == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return [value / world_size() for value in total.tolist()]
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest over the processes."""
+    if world_size() == 1:
+        return value
+    found = torch.tensor(value, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)

@@ -1,0 +1,106 @@
+"""Pixels of many images: in memory, or, where that is too small, in a file that later starts map as it is."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from masked_swin.storage import atomic_write
+
+GIB = 2**30
+_MAP, _INDEX = "images.map", "images.json"
+
+
+class PixelStore:
+    """Arrays held in memory, until they take more than `limit` bytes: then all, in a row, in a file of `folder`.
+
+    A context: the file is removed where the block raises, and an OSError of writing it names it. `folder` None keeps
+    everything in memory.
+    """
+
+    def __init__(self, folder: Path | None, limit: float) -> None:
+        self.folder, self.limit = folder, limit
+        self.size = 0  # bytes
+        self._held: list[np.ndarray] = []
+        self._mapped: list[dict[str, Any]] = []  # offset, shape, dtype of the arrays in the file
+        self._file: IO[bytes] | None = None
+
+    def add(self, array: np.ndarray) -> None:
+        self._held.append(array)
+        self.size += array.nbytes
+        if self.folder is not None and self.size > self.limit:
+            if self._file is None:
+                (self.folder / _INDEX).unlink(missing_ok=True)  # of what is overwritten now
+                self._file = open(self.folder / _MAP, "wb")  # noqa: SIM115 (closed by __exit__)
+            for held in self._held:
+                self._mapped.append({"offset": self._file.tell(), "shape": held.shape, "dtype": held.dtype.str})
+                self._file.write(np.ascontiguousarray(held).data)
+            self._held.clear()
+
+    def finish(self, key: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[list[np.ndarray], str]:
+        """The arrays, read-only where they are mapped, and where they are, in words.
+
+        `open_map` with the same `key`, plain as JSON, finds those of a file again, with `about`.
+        """
+        if self._file is None or self.folder is None:
+            return self._held, f"{_words(self.size)} of pixels in memory"
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        with atomic_write(self.folder / _INDEX) as file:
+            file.write(json.dumps({"key": key, "size": self.size, "arrays": self._mapped, "about": about}).encode())
+        return _map(self.folder, self._mapped)
+
+    def __enter__(self) -> "PixelStore":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._file is None or self.folder is None:
+            return
+        try:
+            self._file.close()  # writes the rest, which fails again on a full disk
+        except OSError as closing:
+            error = error or closing
+        if error is not None:
+            (self.folder / _MAP).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            what = f"{error.strerror}, {_words(self.size)} of pixels written; memory sets how much is kept in memory"
+            raise OSError(error.errno, what, str(self.folder / _MAP)) from error
+
+
+def open_map(folder: Path, key: Mapping[str, Any]) -> tuple[list[np.ndarray], str, dict[str, Any]] | None:
+    """The arrays, place and `about` that a `PixelStore` of this folder and key left in a file; None if it did not."""
+    try:
+        index = json.loads((folder / _INDEX).read_text())
+        if index["key"] == key and index["size"] == (folder / _MAP).stat().st_size:
+            return *_map(folder, index["arrays"]), index["about"]
+    except (OSError, ValueError, KeyError, TypeError):  # nothing there, or nothing of ours
+        return None
+    return None
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping, within the limit of the control group."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no control group, or "max"
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        available = min(available, limit - used)
+    return max(0, available)
+
+
+def _map(folder: Path, arrays: list[dict[str, Any]]) -> tuple[list[np.ndarray], str]:
+    mapped = np.asarray(np.memmap(folder / _MAP, dtype=np.uint8, mode="r"))
+    views = []
+    for entry in arrays:
+        dtype, shape, first = np.dtype(entry["dtype"]), tuple(entry["shape"]), entry["offset"]
+        views.append(mapped[first : first + dtype.itemsize * int(np.prod(shape))].view(dtype).reshape(shape))
+    return views, f"{_words(mapped.nbytes)} of pixels mapped from {folder / _MAP}"
+
+
+def _words(count: float) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,109 @@
+"""Training batches as a pure function of (seed, step), drawn ahead of the step that needs them.
+
+Every training sample has a global id, step * batch_size + its place in the batch, and is drawn from a counter-based
+generator keyed (seed, id): resuming needs the step only, and neither batching nor splitting a batch over processes
+changes a sample.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masked_swin.train.data import TRAINING_STREAM, generator, to_float
+
+
+class Batch(NamedTuple):
+    clean: Tensor  # (B, C, P, P) float32 in [0, 1]
+    noisy: Tensor  # the same plus Gaussian noise, clipped
+    sample: Tensor  # (B,) int64 global sample ids
+
+
+class PatchSampler:
+    """Random crops of uint8 or uint16 images (H, W, C), one of 8 flips and rotations each, with Gaussian noise.
+
+    `sigma` is that of the noise in 8-bit units.
+    """
+
+    def __init__(self, images: Sequence[np.ndarray], *, patch_size: int, sigma: float, seed: int) -> None:
+        small = [index for index, image in enumerate(images) if min(image.shape[:2]) < patch_size]
+        if small or not images:
+            raise ValueError(
+                f"patch size {patch_size}: expected at least one image and none smaller, images {small} are smaller; "
+                "leave them out or choose a smaller patch"
+            )
+        self.images = images
+        self.patch_size = patch_size
+        self.sigma = sigma
+        self.seed = seed
+
+    def batch(self, samples: Sequence[int]) -> Batch:
+        """The samples of these ids, always the same for the same seed, images and patch size."""
+        pairs = [self._sample(index) for index in samples]
+        clean, noisy = (torch.from_numpy(np.stack(side)) for side in zip(*pairs, strict=True))
+        return Batch(clean, noisy, torch.tensor(samples, dtype=torch.int64))
+
+    def image_of(self, index: int) -> int:
+        """The place in `images` of the image that sample `index` is cropped from."""
+        return int(generator(self.seed, index, TRAINING_STREAM).integers(len(self.images)))
+
+    def _sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        random = generator(self.seed, index, TRAINING_STREAM)
+        image = self.images[int(random.integers(len(self.images)))]
+        size = self.patch_size
+        top = random.integers(image.shape[0] - size + 1)
+        left = random.integers(image.shape[1] - size + 1)
+        patch = image[top : top + size, left : left + size]
+        quarter_turns, mirrored = divmod(int(random.integers(8)), 2)
+        patch = np.rot90(patch[:, ::-1] if mirrored else patch, quarter_turns)
+        clean = np.ascontiguousarray(to_float(patch).transpose(2, 0, 1))
+        noise = random.standard_normal(clean.shape, dtype=np.float32) * np.float32(self.sigma / 255)
+        return clean, np.clip(clean + noise, 0, 1)
+
+
+class Loader:
+    """The batches of consecutive steps, the next ones made by a thread while a step computes.
+
+    Args:
+        sampler: where samples come from.
+        batch_size: samples of a whole step.
+        shares: number of processes; this one has the samples of share `share` of every part.
+        parts: batches that a step is split into (gradient accumulation).
+    """
+
+    ahead = 2
+
+    def __init__(
+        self, sampler: PatchSampler, batch_size: int, *, parts: int = 1, share: int = 0, shares: int = 1
+    ) -> None:
+        if batch_size % (parts * shares):
+            raise ValueError(
+                f"batch_size {batch_size}: expected a multiple of {parts * shares}, "
+                f"which is accumulation {parts} x {shares} processes"
+            )
+        self.sampler, self.batch_size = sampler, batch_size
+        self.parts, self.share, self.shares = parts, share, shares
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._coming: dict[int, Future[list[Batch]]] = {}
+
+    def batches(self, step: int) -> list[Batch]:
+        """What this process trains on in `step`: one batch for each part."""
+        self._coming = {
+            number: self._coming.get(number) or self._thread.submit(self._make, number)
+            for number in range(step, step + self.ahead + 1)
+        }
+        return self._coming.pop(step).result()
+
+    def images_of(self, step: int) -> list[int]:
+        """The places of the images that the batch of `step` is cropped from, all processes together."""
+        first = step * self.batch_size
+        return sorted({self.sampler.image_of(index) for index in range(first, first + self.batch_size)})
+
+    def _make(self, step: int) -> list[Batch]:
+        size = self.batch_size // (self.parts * self.shares)
+        first = step * self.batch_size
+        starts = [first + (part * self.shares + self.share) * size for part in range(self.parts)]
+        return [self.sampler.batch(range(start, start + size)) for start in starts]
