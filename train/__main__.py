@@ -2,20 +2,26 @@
 
 import sys
 
-from masked_swin.train.doctor import report
+INTERRUPTED = 130  # as shells report SIGINT
 
 
 def main() -> int:
     """Run the command line; returns its exit code."""
-    if sys.argv[1:] == ["doctor"]:
-        print(report())
-        return 0
-    try:
-        from masked_swin.train.cli import main as run
-    except ModuleNotFoundError as error:
-        print(f"error: the package {error.name} is missing; install 'masked-swin[train]'", file=sys.stderr)
-        return 1
-    return run()
+    try:  # PyTorch takes seconds to import, in which Ctrl-C is no fault either
+        if sys.argv[1:] == ["doctor"]:
+            from masked_swin.train.doctor import report
+
+            print(report())
+            return 0
+        try:
+            from masked_swin.train.cli import main as run
+        except ModuleNotFoundError as error:
+            print(f"error: the package {error.name} is missing; install 'masked-swin[train]'", file=sys.stderr)
+            return 1
+        return run()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

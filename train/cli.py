@@ -1,4 +1,4 @@
-"""The command line: masked-swin train | denoise | doctor | demo.
+"""The command line: masked-swin train | import-options | denoise | doctor | demo.
 
 Exit codes: 0 done, 1 failed (for `denoise`: some file failed), 2 wrong arguments or configuration, 130 interrupted
 (Ctrl-C), 143 terminated (SIGTERM).
@@ -19,10 +19,8 @@ from masked_swin.train.denoising import AttentionMask, denoise_files, load_weigh
 from masked_swin.train.doctor import report
 from masked_swin.train.loop import Trainer
 from masked_swin.train.parser import Parser
+from masked_swin.train.public_options import import_options
 from masked_swin.train.run_folder import WEIGHTS_FILE
-
-# As shells report the signals SIGINT and SIGTERM.
-INTERRUPTED, TERMINATED = 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="masked-swin", description="Denoisers that work on noises they have never seen.")
     commands = parser.add_subcommands(title="commands")
     commands.add_subcommand("train", training, help="train a network; resumes a run found in its output folder")
+    commands.add_subcommand("import-options", _import_parser(), help="translate an option file of the public code")
     commands.add_subcommand("denoise", _denoise_parser(), help="denoise a file or a folder of images")
     commands.add_subcommand("doctor", ArgumentParser(), help="what runs on this machine, and why the rest does not")
     commands.add_subcommand("demo", _demo_parser(), help="train two small networks and write a report")
@@ -45,12 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             except ValueError as error:
                 return _fail(error, code=2)
             return _train(config)
-        return {"denoise": _denoise, "doctor": _doctor, "demo": _demo}[parsed.subcommand](parsed.get(parsed.subcommand))
+        run = {"import-options": _import, "denoise": _denoise, "doctor": _doctor, "demo": _demo}[parsed.subcommand]
+        return run(parsed.get(parsed.subcommand))
     except (ValueError, OSError, FloatingPointError) as error:
         return _fail(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
 
 
 def _underscored(argument: str) -> str:
@@ -59,6 +56,13 @@ def _underscored(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _import_parser() -> Parser:
+    parser = Parser(description="Translate an option file of the public training code to one for `train --config`.")
+    parser.add_argument("options", type=Path, help="JSON file, // comments allowed")
+    parser.add_argument("--output", type=Path | None, default=None, help="YAML file to write; none: print it")
+    return parser
 
 
 def _denoise_parser() -> ArgumentParser:
@@ -99,7 +103,20 @@ def _train(config: TrainConfig) -> int:
         go_on = "" if ending == "finished" else "; the same command goes on from there"
         print(f"{ending} at step {trainer.step}, saved{go_on}", file=sys.stderr)
         print(trainer.folder / WEIGHTS_FILE)
-    return {"interrupted": INTERRUPTED, "terminated": TERMINATED}.get(ending, 0)
+    return {"interrupted": 130, "terminated": 143}.get(ending, 0)
+
+
+def _import(options: Namespace) -> int:
+    text, notes = import_options(options.options)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if options.output is None:
+        print(text, end="")
+        return 0
+    with open(options.output, "x") as file:
+        file.write(text)
+    print(f"masked-swin train --config {options.output}")
+    return 0
 
 
 def _denoise(options: Namespace) -> int:

@@ -106,7 +106,7 @@ class Trainer:
         self._resume()
         self.network: torch.nn.Module = self.model
         if distributed.world_size() > 1:  # sums the gradients in backward
-            self.network = DistributedDataParallel(self.model, broadcast_buffers=False)
+            self.network = DistributedDataParallel(self.model)
 
     def train_step(self) -> StepResult:
         """One step; leaves weights, average and optimizer untouched where loss or gradients are not finite.
