@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import re
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from masked_swin import MaskedSwinIR, MaskKey, ModelConfig, load_checkpoint, save_checkpoint
+from masked_swin import MaskedSwinIR, MaskKey, ModelConfig, load_checkpoint
+from masked_swin.checkpoint import public_state
 from masked_swin.train import run_folder
 from masked_swin.train.config import TrainConfig, changed_fields
 from masked_swin.train.loop import Trainer, learning_rate
@@ -127,7 +130,7 @@ def test_learning_rates(config: TrainConfig) -> None:
     assert 0 < learning_rate(cosine, 19) < config.learning_rate / 50
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(config: TrainConfig) -> None:
+def test_a_loss_that_is_not_finite_names_step_images_and_checkpoint(config: TrainConfig) -> None:
     trainer = Trainer(config)
     for _ in range(3):
         trainer.train_step()
@@ -135,16 +138,92 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(config: TrainC
     before = (trainer.folder / run_folder.STATE_FILE).read_bytes()
     with torch.no_grad():
         trainer.model.conv_last.bias.fill_(math.nan)
-    average = [parameter.clone() for parameter in trainer.average.parameters()]
-    with pytest.raises(FloatingPointError, match=r"loss is nan at step 3; step 3 is kept in .*latest\.pt"):
+    kept = [value.clone() for value in trained_state(trainer).values()]
+    with pytest.raises(FloatingPointError) as raised:
         trainer.run()
+    message = str(raised.value)
+    assert re.match(r"the loss is nan at step 3; step 3 is kept in .*latest\.pt; its patches are of ", message)
+    used = {trainer.training.names[index] for index in trainer.loader.images_of(3)}
+    assert all((name in message) == (name in used) for name in trainer.training.names)
     assert (trainer.folder / run_folder.STATE_FILE).read_bytes() == before
-    assert all(torch.equal(a, b) for a, b in zip(average, trainer.average.parameters(), strict=True))
+    for a, b in zip(kept, trained_state(trainer).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     fresh = Trainer(dataclasses.replace(config, output=config.output + "2"))
     with torch.no_grad():
         fresh.model.conv_last.bias.fill_(math.inf)
     with pytest.raises(FloatingPointError, match="loss is inf at step 0; no checkpoint was written yet"):
         fresh.train_step()
+
+
+def test_gradients_that_are_not_finite_stop_before_the_weights_are_lost(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.model.conv_last.bias.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(FloatingPointError, match=r"the norm of the gradients is (inf|nan) at step 0"):
+        trainer.train_step()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_parts_of_a_step_add_up_to_it(config: TrainConfig, tmp_path: Path) -> None:
+    whole = Trainer(dataclasses.replace(config, batch_size=6))
+    parts = Trainer(dataclasses.replace(config, batch_size=6, accumulation=3, output=str(tmp_path / "parts")))
+    for _ in range(4):
+        expected, found = whole.train_step(), parts.train_step()
+        assert found[:3] == pytest.approx(expected[:3], rel=1e-4)
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_scaled_down_to_the_norm(config: TrainConfig, tmp_path: Path) -> None:
+    plain = Trainer(config)
+    free = plain.train_step()
+    limit = free.gradient_norm / 3
+    trainer = Trainer(dataclasses.replace(config, gradient_clip=limit, output=str(tmp_path / "clipped")))
+    assert trainer.train_step() == pytest.approx(free, rel=1e-6, abs=1)
+    for a, b in zip(plain.model.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad / 3, rtol=1e-4, atol=1e-8)
+    assert torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters()]).item() == pytest.approx(limit)
+
+
+def test_bfloat16_trains_and_resumes_exactly(config: TrainConfig, tmp_path: Path) -> None:
+    half = dataclasses.replace(config, precision="bfloat16")
+    exact, straight = Trainer(dataclasses.replace(config, output=str(tmp_path / "exact"))), Trainer(half)
+    expected, found = exact.train_step().loss, straight.train_step().loss
+    assert found != expected
+    assert found == pytest.approx(expected, rel=0.02)
+    assert straight.run() == "finished"
+    assert {value.dtype for value in trained_state(straight).values()} == {torch.float32}
+    halves = dataclasses.replace(half, output=str(tmp_path / "halves"))
+    Trainer(dataclasses.replace(halves, iterations=10)).run()
+    resumed = Trainer(halves)
+    resumed.run()
+    found, expected = trained_state(resumed), trained_state(straight)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_tensorboard_gets_the_figures_of_the_log(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trainer = Trainer(dataclasses.replace(config, tensorboard=True, log_interval=4))
+    trainer.run()
+    found = events.EventAccumulator(str(trainer.folder / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (trainer.folder / "log.jsonl").read_text().splitlines()]
+    assert [event.step for event in found.Scalars("loss")] == [4, 8, 10, 12, 16, 20]
+    assert [event.value for event in found.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
+    assert [event.step for event in found.Scalars("validation_psnr")] == [10, 20]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"tensorboard: the package is missing; install 'masked-swin\[tensorboard\]'"):
+        Trainer(dataclasses.replace(config, tensorboard=True))
+
+
+def test_the_terminal_shows_what_matters(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = Trainer(config)
+    trainer.run()
+    shown = capsys.readouterr().err
+    assert trainer.best is not None
+    assert re.search(
+        rf"step 20: loss 0\.\d+, validation PSNR \d+\.\d\d dB, best {trainer.best['psnr']:.2f} dB at", shown
+    )
+    assert re.search(r"loss=0\.\d+, PSNR=\d+\.\d+, validation=\d+\.\d+, patches/s=\d+\.\d, loading=\d+%\]", shown)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -185,7 +264,8 @@ def test_another_run_in_the_folder_is_refused(config: TrainConfig) -> None:
 
 def test_initial_weights(config: TrainConfig, tmp_path: Path) -> None:
     twin = MaskedSwinIR(dataclasses.replace(NETWORK, input_mask=None, attention_mask=None))
-    save_checkpoint(twin, tmp_path / "twin.pth")
+    public = {"params": {f"module.{name}": value for name, value in public_state(twin).items()}}
+    torch.save(public, tmp_path / "twin.pth")  # as the public code saves a network inside DataParallel
     trainer = Trainer(dataclasses.replace(config, initial_weights=str(tmp_path / "twin.pth")))
     assert trainer.model.config == NETWORK
     assert trainer.model.training
@@ -212,6 +292,9 @@ def test_changed_fields_ignores_what_leaves_the_weights_alone(config: TrainConfi
         ({"ema_decay": 1.0}, "ema_decay: expected 0 <= decay < 1"),
         ({"learning_rate": math.nan}, "learning_rate"),
         ({"threads": 0}, "threads"),
+        ({"gradient_clip": 0.0}, "gradient_clip: expected a positive norm or null, got 0.0"),
+        ({"accumulation": 0}, "accumulation: expected at least 1"),
+        ({"memory": -1.0}, "memory: expected at least 0"),
         ({"milestones": (5, 3)}, "milestones: expected increasing"),
     ],
 )

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 def rank() -> int:
@@ -57,6 +58,21 @@ def first_process_first() -> Iterator[None]:
     yield
     if world_size() > 1 and rank() == 0:
         dist.barrier()
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over the processes.
+
+    Once a step, for all gradients: simpler than DistributedDataParallel, which would have to be kept from doing it
+    after each part of a step and from copying buffers, and enough for networks of some million weights.
+    """
+    if world_size() == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def mean(values: Sequence[float], device: torch.device) -> list[float]:

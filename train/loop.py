@@ -10,11 +10,10 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from masked_swin import MaskedSwinIR, MaskKey, denoise, load_checkpoint
@@ -104,9 +103,6 @@ class Trainer:
         self._parameters: list[torch.Tensor] = list(self.model.parameters())
         self._averages: list[torch.Tensor] = list(self.average.parameters())
         self._resume()
-        self.network: torch.nn.Module = self.model
-        if distributed.world_size() > 1:  # sums the gradients in backward
-            self.network = DistributedDataParallel(self.model)
 
     def train_step(self) -> StepResult:
         """One step; leaves weights, average and optimizer untouched where loss or gradients are not finite.
@@ -120,18 +116,18 @@ class Trainer:
         loading = time.perf_counter() - started
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum, error_sum = 0.0, 0.0
-        for number, batch in enumerate(batches, start=1):
+        for batch in batches:
             clean, noisy, sample = (part.to(self.device, non_blocking=True) for part in batch)
             key = MaskKey.make(config.seed, draw=step, samples=sample, device=self.device)
-            with self._summed_over_processes(number == len(batches)):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                    output = self.network(noisy, key=key)
-                loss = F.l1_loss(output.float(), clean)
-                (loss / len(batches)).backward()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                output = self.model(noisy, key=key)
+            loss = F.l1_loss(output.float(), clean)
+            (loss / len(batches)).backward()
             loss_sum += loss.item()
             error_sum += F.mse_loss(output.detach().float().clamp(0, 1), clean).item()
         loss_value, error = (value / len(batches) for value in distributed.mean([loss_sum, error_sum], self.device))
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        distributed.average(gradients)
         norm = get_total_norm(gradients)
         self._check_finite(loss_value, norm.item())
         if config.gradient_clip is not None:
@@ -148,7 +144,7 @@ class Trainer:
         """Train to `config.iterations`, saving as configured and at the end; says how it ended.
 
         SIGINT ("interrupted") and SIGTERM ("terminated") end it after the step under way (a second one ends at once),
-        and so does `time_limit` in seconds ("out of time").
+        and so does `time_limit` in seconds ("out of time"). Under torchrun, which repeats signals, a second one waits.
         """
         config = self.config
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
@@ -157,7 +153,7 @@ class Trainer:
             self.files.lock()
             self.log.continue_after(self.step)
         try:
-            with progress, stop_requests() as signal_number:
+            with progress, stop_requests(patient=distributed.world_size() > 1) as signal_number:
                 while self.step < config.iterations:
                     reason = {0: 0, 2: 2, 15: 3}[signal_number()]
                     reason = distributed.largest(reason or int(time.monotonic() >= deadline), self.device)
@@ -301,9 +297,3 @@ class Trainer:
         if self.saved_step is None:
             return "no checkpoint was written yet"
         return f"step {self.saved_step} is kept in {self.folder / STATE_FILE}"
-
-    def _summed_over_processes(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients need to be summed over the processes once in a step, with its last part."""
-        if isinstance(self.network, DistributedDataParallel) and not last:
-            return self.network.no_sync()
-        return contextlib.nullcontext()

@@ -1,0 +1,79 @@
+"""Several processes train as one does."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import yaml
+
+from masked_swin import ModelConfig
+from masked_swin.train.config import TrainConfig
+from masked_swin.train.loop import Trainer
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    """Every random choice of training switched on, the images mapped from a file."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a", "b"):
+        pixels = np.random.default_rng(ord(name)).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(images / f"{name}.png")
+    return TrainConfig(
+        output=str(tmp_path / "one"),
+        network=ModelConfig(embed_dim=12, depths=(1, 2), num_heads=(2, 2), window_size=4, drop_path_rate=0.3),
+        data=str(images),
+        validation_data=str(images),
+        validation_size=16,
+        patch_size=16,
+        batch_size=8,
+        iterations=6,
+        checkpoint_interval=3,
+        validation_interval=3,
+        device="cpu",
+    )
+
+
+def torchrun(config: TrainConfig) -> subprocess.CompletedProcess[str]:
+    path = Path(config.output).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config.as_dict()))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = [*launcher, "-m", "masked_swin.train", "train", "--config", str(path)]
+    return subprocess.run(run, capture_output=True, text=True, timeout=200)
+
+
+def test_two_processes_give_the_weights_of_one_with_the_whole_batch(config: TrainConfig, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    two = dataclasses.replace(config, output=str(tmp_path / "two"), accumulation=2, memory=0)
+    done = torchrun(two)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'two' / 'weights.pth'}\n"
+    assert done.stderr.count("finished at step 6, saved") == 1
+    assert done.stderr.count("mapped from") == 1
+    assert not list((tmp_path / "two").glob(".*"))
+
+    assert Trainer(config).run() == "finished"
+    states = [torch.load(tmp_path / name / "latest.pt") for name in ("one", "two")]
+    for part in ("model", "average"):
+        moved = 0.0
+        for name, value in states[0][part].items():
+            torch.testing.assert_close(states[1][part][name], value, rtol=1e-4, atol=2e-6)
+            moved = max(moved, value.abs().max().item())
+        assert moved > 1e-2
+    assert states[1]["best"]["psnr"] == pytest.approx(states[0]["best"]["psnr"], abs=1e-3)
+
+    # A run of two processes goes on in one, as if it had been one.
+    longer = dataclasses.replace(two, iterations=7)
+    assert Trainer(longer).run() == "finished"
+
+
+@pytest.mark.slow
+def test_what_fails_in_one_process_ends_all(config: TrainConfig) -> None:
+    done = torchrun(dataclasses.replace(config, batch_size=7))
+    assert done.returncode != 0
+    assert "batch_size 7: expected a multiple of 2, which is accumulation 1 x 2 processes" in done.stderr
