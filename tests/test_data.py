@@ -1,6 +1,8 @@
 """Images from disk, in memory or mapped from a file."""
 
 import socket
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,9 @@ def folder(tmp_path: Path) -> Path:
     corrupt[len(corrupt) // 2] ^= 0xFF
     (tmp_path / "corrupt.png").write_bytes(corrupt)
     PIL.Image.fromarray(np.zeros((24, 32), dtype=np.float32)).save(tmp_path / "float.tif")
+    header = b"IHDR" + struct.pack(">2I5B", 60_000, 60_000, 8, 2, 0, 0, 0)
+    checksum = struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum)
     (tmp_path / ".hidden").write_text("left out silently")
     return tmp_path
 
@@ -66,15 +71,17 @@ def test_folder_names_what_it_skips_and_changes(folder: Path) -> None:
     ]
     assert all(image.shape == (24, 32, 3) and image.dtype == np.uint8 for image in found.images)
     skipped = "\n".join(found.skipped)
-    for name in ("small.png", "notes.txt", "empty.png", "truncated.png", "torn.jpg", "corrupt.png", "float.tif"):
+    for name in ("small.png", "notes.txt", "empty.png", "truncated.png", "torn.jpg", "corrupt.png", "float.tif", "huge.png"):
         assert name in skipped
-    assert len(found.skipped) == 7
+    assert len(found.skipped) == 8
     assert "40 x 5 pixels, smaller than 16 x 16" in skipped
     assert "empty file" in skipped
     notes = "\n".join(found.notes)
     assert "c_alpha.png: transparency dropped" in notes
     assert "f_16bit.png: 16 bits" in notes
-    assert len(found.notes) == 2
+    assert "d_palette.png: colours of a palette" in notes
+    assert "e_cmyk.jpg: CMYK converted" in notes
+    assert len(found.notes) == 4
 
 
 def test_pixels_survive(folder: Path) -> None:

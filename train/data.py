@@ -64,7 +64,7 @@ class DecodedImage(NamedTuple):
 
 
 def read_image(path: Path) -> DecodedImage:
-    """Any Pillow format as 8-bit RGB, upright as EXIF says; grey is expanded, alpha dropped, 16 bits rounded (noted).
+    """Any Pillow format as 8-bit RGB, upright as EXIF says; grey is expanded; dropped alpha, 16 bits, CMYK are noted.
 
     Raises:
         ValueError: not an image, truncated or corrupt, or of float or 32-bit pixels; the message names the file.
@@ -88,6 +88,8 @@ def read_image(path: Path) -> DecodedImage:
         notes.append(f"{path}: 16 bits per channel rounded to 8")
         values = np.asarray(image, dtype=np.float64)
         image = PIL.Image.fromarray(np.round(values / 257).astype(np.uint8))
+    if image.mode in ("CMYK", "P"):
+        notes.append(f"{path}: {'CMYK' if image.mode == 'CMYK' else 'colours of a palette'} converted to RGB")
     if image.has_transparency_data:
         notes.append(f"{path}: transparency dropped")
         image = image.convert("RGBA")
