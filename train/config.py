@@ -11,7 +11,8 @@ from masked_swin.train.parser import Parser
 
 DEFAULT_PRESET = "published"
 
-# What may change between an interrupted run and its continuation: nothing here touches the sequence of weights.
+# What may change between an interrupted run and its continuation: nothing here touches the sequence of weights, but for
+# the rounding of other threads, devices and backends.
 RESUMABLE_CHANGES = frozenset(
     {
         "output",

@@ -51,7 +51,7 @@ class PixelStore:
         self._file.flush()
         os.fsync(self._file.fileno())
         with atomic_write(self.folder / _INDEX) as file:
-            file.write(json.dumps({"key": key, "size": self.size, "arrays": self._mapped, "about": about}).encode())
+            file.write(json.dumps({"key": key, "arrays": self._mapped, "about": about}).encode())
         return _map(self.folder, self._mapped)
 
     def __enter__(self) -> "PixelStore":
@@ -75,9 +75,9 @@ def open_map(folder: Path, key: Mapping[str, Any]) -> tuple[list[np.ndarray], st
     """The arrays, place and `about` that a `PixelStore` of this folder and key left in a file; None if it did not."""
     try:
         index = json.loads((folder / _INDEX).read_text())
-        if index["key"] == key and index["size"] == (folder / _MAP).stat().st_size:
+        if index["key"] == key:
             return *_map(folder, index["arrays"]), index["about"]
-    except (OSError, ValueError, KeyError, TypeError):  # nothing there, or nothing of ours
+    except (OSError, ValueError, KeyError, TypeError):  # nothing there, torn, or nothing of ours
         return None
     return None
 
