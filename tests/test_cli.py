@@ -103,7 +103,9 @@ def test_preset_gives_the_network(tmp_path: Path, photos: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lerning_rate", "1"], "--lerning_rate"),
+        (["--lerning-rate", "1"], "--lerning_rate 1; did you mean learning_rate?"),
+        (["--network.embed_dims", "3"], "did you mean network.embed_dim?"),
+        (["--xyz", "3"], "unrecognized arguments: --xyz 3\n"),
         (["--batch_size", "many"], "batch_size"),
         (["--batch_size", "0"], "batch_size: expected at least 1, got 0"),
         (["--preset", "huge"], "unknown preset 'huge': expected one of published"),
@@ -120,7 +122,11 @@ def test_bad_training_arguments_are_named(
 
 @pytest.mark.parametrize(
     ("text", "key"),
-    [("learning_rat: 1", "learning_rat"), ("network:\n  dim: 3", "network.dim"), ("[1, 2]", "[1, 2]")],
+    [
+        ("learning_rat: 1", "'learning_rat'; did you mean learning_rate?"),
+        ("network:\n  depth: [3]", "'network.depth'; did you mean network.depths?"),
+        ("[1, 2]", "[1, 2]"),
+    ],
 )
 def test_unknown_configuration_keys_are_named(
     text: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

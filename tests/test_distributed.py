@@ -1,8 +1,12 @@
 """Several processes train as one does."""
 
 import dataclasses
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +43,15 @@ def config(tmp_path: Path) -> TrainConfig:
     )
 
 
-def torchrun(config: TrainConfig) -> subprocess.CompletedProcess[str]:
+def torchrun_arguments(config: TrainConfig) -> list[str]:
     path = Path(config.output).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config.as_dict()))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = [*launcher, "-m", "masked_swin.train", "train", "--config", str(path)]
-    return subprocess.run(run, capture_output=True, text=True, timeout=200)
+    return [*launcher, "-m", "masked_swin.train", "train", "--config", str(path)]
+
+
+def torchrun(config: TrainConfig) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(torchrun_arguments(config), capture_output=True, text=True, timeout=200)
 
 
 def test_two_processes_give_the_weights_of_one_with_the_whole_batch(config: TrainConfig, tmp_path: Path) -> None:
@@ -70,6 +77,21 @@ def test_two_processes_give_the_weights_of_one_with_the_whole_batch(config: Trai
     # A run of two processes goes on in one, as if it had been one.
     longer = dataclasses.replace(two, iterations=7)
     assert Trainer(longer).run() == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_torchrun_save(config: TrainConfig, number: signal.Signals) -> None:
+    arguments = torchrun_arguments(dataclasses.replace(config, iterations=10**6, checkpoint_interval=10**6))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(arguments, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        while not (Path(config.output) / "log.jsonl").exists() and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, number)  # as a terminal does; torchrun sends one more to each
+        _, err = process.communicate(timeout=120)
+    saved = re.search(r"(interrupted|terminated) at step (\d+), saved", err)
+    assert saved, err
+    assert Trainer(dataclasses.replace(config, iterations=10**6, checkpoint_interval=10**6)).step == int(saved[2])
 
 
 @pytest.mark.slow

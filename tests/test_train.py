@@ -143,8 +143,8 @@ def test_a_loss_that_is_not_finite_names_step_images_and_checkpoint(config: Trai
         trainer.run()
     message = str(raised.value)
     assert re.match(r"the loss is nan at step 3; step 3 is kept in .*latest\.pt; its patches are of ", message)
-    used = {trainer.training.names[index] for index in trainer.loader.images_of(3)}
-    assert all((name in message) == (name in used) for name in trainer.training.names)
+    used = {trainer.training_images.names[index] for index in trainer.loader.images_of(3)}
+    assert all((name in message) == (name in used) for name in trainer.training_images.names)
     assert (trainer.folder / run_folder.STATE_FILE).read_bytes() == before
     for a, b in zip(kept, trained_state(trainer).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
@@ -276,9 +276,26 @@ def test_initial_weights(config: TrainConfig, tmp_path: Path) -> None:
         Trainer(dataclasses.replace(wider, initial_weights=str(tmp_path / "twin.pth")))
 
 
+def test_the_best_validation_is_remembered(config: TrainConfig) -> None:
+    trainer = Trainer(dataclasses.replace(config, iterations=10))
+    trainer.run()
+    assert trainer.best is not None
+    assert trainer.best["step"] == 10
+    trainer.best["psnr"] = 99.0  # beyond reach
+    trainer.train_step()
+    trainer.save()
+    best = (trainer.folder / "best.pth").read_bytes()
+    resumed = Trainer(config)
+    resumed.run()
+    assert resumed.best == {"step": 10, "psnr": 99.0}
+    assert (trainer.folder / "best.pth").read_bytes() == best
+
+
 def test_changed_fields_ignores_what_leaves_the_weights_alone(config: TrainConfig) -> None:
     plain = config.as_dict()
-    moved = dataclasses.replace(config, output="elsewhere", iterations=99, threads=3, checkpoint_interval=1).as_dict()
+    moved = dataclasses.replace(
+        config, output="elsewhere", data=["moved"], iterations=99, threads=3, checkpoint_interval=1
+    ).as_dict()
     assert changed_fields(plain, moved) == []
     cosine = dataclasses.replace(config, schedule="cosine")
     longer = dataclasses.replace(cosine, iterations=99).as_dict()

@@ -16,6 +16,7 @@ DEFAULT_PRESET = "published"
 RESUMABLE_CHANGES = frozenset(
     {
         "output",
+        "data",  # the run knows the checksum of the images
         "iterations",
         "validation_data",
         "validation_size",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def rank() -> int:
     """The number of this process; only process 0 writes and prints."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:

@@ -7,6 +7,7 @@ step, the weights, their average, the optimizer's moments and the best validatio
 import contextlib
 import copy
 import math
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from masked_swin.train.signals import stop_requests
 Ending = Literal["finished", "out of time", "interrupted", "terminated"]
 # By weight: where the processes of a run have different reasons to end, the last of these holds for all.
 _REASONS: tuple[Ending, ...] = ("finished", "out of time", "interrupted", "terminated")
+_REASON_OF_SIGNAL = {0: 0, signal.SIGINT: 2, signal.SIGTERM: 3}
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -82,9 +84,11 @@ class Trainer:
 
     def _prepare(self) -> None:
         config = self.config
-        self.training, validation = self._load_data()
+        self.training_images, validation = self._load_data()
         self.loader = Loader(
-            PatchSampler(self.training.images, patch_size=config.patch_size, sigma=config.sigma, seed=config.seed),
+            PatchSampler(
+                self.training_images.images, patch_size=config.patch_size, sigma=config.sigma, seed=config.seed
+            ),
             config.batch_size,
             parts=config.accumulation,
             share=distributed.rank(),
@@ -155,8 +159,8 @@ class Trainer:
         try:
             with progress, stop_requests(patient=distributed.world_size() > 1) as signal_number:
                 while self.step < config.iterations:
-                    reason = {0: 0, 2: 2, 15: 3}[signal_number()]
-                    reason = distributed.largest(reason or int(time.monotonic() >= deadline), self.device)
+                    reason = _REASON_OF_SIGNAL[signal_number()] or int(time.monotonic() >= deadline)
+                    reason = distributed.largest(reason, self.device)
                     if reason:
                         break
                     result = self.train_step()
@@ -193,7 +197,7 @@ class Trainer:
         state = {
             "step": self.step,
             "config": self.config.as_dict(),
-            "data": self.training.checksum,
+            "data": self.training_images.checksum,
             "best": self.best,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -213,7 +217,7 @@ class Trainer:
                 f"output {self.folder} holds a run and resume is false; choose another output folder or remove it"
             )
         changes = changed_fields(state["config"], self.config.as_dict())
-        if state["data"] != self.training.checksum:
+        if state["data"] != self.training_images.checksum:
             changes.append("training images")
         if changes:
             raise ValueError(
@@ -277,7 +281,7 @@ class Trainer:
         if math.isfinite(loss) and math.isfinite(gradient_norm):
             return
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradients is {gradient_norm}"
-        names = [self.training.names[index] for index in self.loader.images_of(self.step)]
+        names = [self.training_images.names[index] for index in self.loader.images_of(self.step)]
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         raise FloatingPointError(
             f"{what} at step {self.step}; {self._kept()}; its patches are of {', '.join(names[:8])}{more}; "

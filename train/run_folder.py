@@ -54,11 +54,12 @@ class RunFolder:
                 f"output {self.path}: in use by {holder or 'another run'}; "
                 "stop that run, or choose another output folder"
             ) from None
-        started = datetime.datetime.now().isoformat(" ", "seconds")
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, started {started}\n".encode())
         self._unlock = weakref.finalize(self, os.close, descriptor)
         remove_temporaries(self.path)
+        started = datetime.datetime.now().isoformat(" ", "seconds")
+        os.ftruncate(descriptor, 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, started {started}\n".encode())
 
     def release(self) -> None:
         """Let other runs in."""
