@@ -82,16 +82,18 @@ def test_two_processes_give_the_weights_of_one_with_the_whole_batch(config: Trai
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_to_torchrun_save(config: TrainConfig, number: signal.Signals) -> None:
-    arguments = torchrun_arguments(dataclasses.replace(config, iterations=10**6, checkpoint_interval=10**6))
+    long = dataclasses.replace(config, iterations=10**6, checkpoint_interval=10**6)
     pipe = subprocess.PIPE
-    with subprocess.Popen(arguments, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        torchrun_arguments(long), stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
         while not (Path(config.output) / "log.jsonl").exists() and process.poll() is None:
             time.sleep(0.05)
-        os.killpg(process.pid, number)  # as a terminal does; torchrun sends one more to each
+        os.killpg(process.pid, number)  # as a terminal does
         _, err = process.communicate(timeout=120)
     saved = re.search(r"(interrupted|terminated) at step (\d+), saved", err)
     assert saved, err
-    assert Trainer(dataclasses.replace(config, iterations=10**6, checkpoint_interval=10**6)).step == int(saved[2])
+    assert Trainer(long).step == int(saved[2])
 
 
 @pytest.mark.slow

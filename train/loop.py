@@ -85,15 +85,9 @@ class Trainer:
     def _prepare(self) -> None:
         config = self.config
         self.training_images, validation = self._load_data()
-        self.loader = Loader(
-            PatchSampler(
-                self.training_images.images, patch_size=config.patch_size, sigma=config.sigma, seed=config.seed
-            ),
-            config.batch_size,
-            parts=config.accumulation,
-            share=distributed.rank(),
-            shares=distributed.world_size(),
-        )
+        images, share, shares = self.training_images.images, distributed.rank(), distributed.world_size()
+        sampler = PatchSampler(images, patch_size=config.patch_size, sigma=config.sigma, seed=config.seed)
+        self.loader = Loader(sampler, config.batch_size, parts=config.accumulation, share=share, shares=shares)
         self.validation = [data.centre_crop(image, config.validation_size) for image in validation.images]
 
         torch.manual_seed(config.seed)
@@ -148,7 +142,7 @@ class Trainer:
         """Train to `config.iterations`, saving as configured and at the end; says how it ended.
 
         SIGINT ("interrupted") and SIGTERM ("terminated") end it after the step under way (a second one ends at once),
-        and so does `time_limit` in seconds ("out of time"). Under torchrun, which repeats signals, a second one waits.
+        and so does `time_limit` in seconds ("out of time").
         """
         config = self.config
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
@@ -157,7 +151,7 @@ class Trainer:
             self.files.lock()
             self.log.continue_after(self.step)
         try:
-            with progress, stop_requests(patient=distributed.world_size() > 1) as signal_number:
+            with progress, stop_requests() as signal_number:
                 while self.step < config.iterations:
                     reason = _REASON_OF_SIGNAL[signal_number()] or int(time.monotonic() >= deadline)
                     reason = distributed.largest(reason, self.device)

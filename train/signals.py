@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stop_requests(*, patient: bool = False) -> Iterator[Callable[[], int]]:
+def stop_requests() -> Iterator[Callable[[], int]]:
     """Yield a function that returns the number of the signal that arrived, SIGINT or SIGTERM, or 0.
 
-    The first signal restores the former handlers, so that a second one acts at once; `patient` ignores it. Outside the
-    main thread signals keep their handlers.
+    The first signal restores the former handlers, so that a second one acts at once. Outside the main thread signals
+    keep their handlers.
     """
     requested: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
@@ -23,8 +23,7 @@ def stop_requests(*, patient: bool = False) -> Iterator[Callable[[], int]]:
 
     def request(number: int, frame: object) -> None:
         requested.append(number)
-        if not patient:
-            restore()
+        restore()
 
     for number in signals:
         signal.signal(number, request)
