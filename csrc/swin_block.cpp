@@ -105,8 +105,8 @@ struct Call {
 Tensor swin_block(Tensor x, std::vector<Tensor> weights, MaybeTensor mask_token, MaybeTensor keep,
                   MaybeTensor drop_path_scale, int64_t window_height, int64_t window_width, int64_t shift_height,
                   int64_t shift_width, int64_t mode, bool bf16) {
-  Call call(x, weights, mask_token, keep, drop_path_scale, window_height, window_width, shift_height, shift_width,
-            mode, bf16);
+  Call call(x, weights, mask_token, keep, drop_path_scale, window_height, window_width, shift_height, shift_width, mode,
+            bf16);
   Tensor out = contiguous_like(call.x);
   call.a.out = data(out);
   Run(call.a, kernels().swin_block, call.a.windows()).forward();
@@ -118,8 +118,8 @@ std::vector<Tensor> swin_block_backward(Tensor grad_out, Tensor x, std::vector<T
                                         MaybeTensor keep, MaybeTensor drop_path_scale, int64_t window_height,
                                         int64_t window_width, int64_t shift_height, int64_t shift_width, int64_t mode,
                                         bool bf16) {
-  Call call(x, weights, mask_token, keep, drop_path_scale, window_height, window_width, shift_height, shift_width,
-            mode, bf16);
+  Call call(x, weights, mask_token, keep, drop_path_scale, window_height, window_width, shift_height, shift_width, mode,
+            bf16);
   const Tensor d_out = contiguous(grad_out, "grad_out");
   STD_TORCH_CHECK(d_out.numel() == call.x.numel(), "masked_swin: grad_out does not fit x");
   std::vector<Tensor> grads{contiguous_like(call.x)};

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 #include "kernels.h"
-#include "simd.h"
+#include "product.h"
 
 namespace masked_swin {
 namespace MASKED_SWIN_ISA {
