@@ -1,5 +1,6 @@
-"""Denoising of whole images with a trained network."""
+"""Denoising of whole images with a trained network, in one piece or in tiles."""
 
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -7,6 +8,11 @@ from torch import Tensor
 
 from masked_swin.masking import MaskKey
 from masked_swin.model import MaskedSwinIR
+from masked_swin.tiling import check_tiles, tile_spans, tile_weights
+
+AttentionMask = Literal["average", "random", "off"]
+Part = Callable[[slice, slice], Tensor]
+Progress = Callable[[int, int], object]
 
 
 @torch.no_grad()
@@ -14,10 +20,12 @@ def denoise(
     model: MaskedSwinIR,
     image: Tensor,
     *,
-    attention_mask: Literal["average", "random", "off"] = "average",
+    attention_mask: AttentionMask = "average",
     average: int = 4,
     seed: int = 0,
     sample: Tensor | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
 ) -> Tensor:
     """Denoise one image (C, H, W) or several (B, C, H, W), floating point in [0, 1].
 
@@ -28,32 +36,110 @@ def denoise(
         seed: of the masks, in [0, 2^63); the same seed gives the same image.
         sample: (B,) int64 ids that name the masks of each image; by default its place in the batch. With the same id an
             image gets the same masks whatever it is batched with.
+        tile: side of the tiles that the network sees, a multiple of the window; None is the image in one piece. A tile
+            bounds the memory. Masks of tiles are those of the place in the image, whatever the tile (but not those of
+            the image in one piece); results differ where an overlap is less than `tiling.exact_overlap`.
+        overlap: of two tiles, a multiple of the window; None is 64, rounded up to one.
 
     Returns:
         The shape of `image`, clipped to [0, 1]. The input is never masked, and the model's mode is left as it was.
 
     Raises:
-        ValueError: for another shape, dtype or device than the model takes, or an unknown option.
+        ValueError: for another shape, dtype or device than the model takes, values far outside [0, 1], or an unknown
+            option.
     """
+    if not isinstance(model, MaskedSwinIR):
+        raise ValueError(f"model must be a MaskedSwinIR, got {type(model).__name__}; load_checkpoint(path) makes one")
     if not isinstance(image, Tensor):
         raise ValueError(f"image must be a torch tensor, got {type(image).__name__}; use torch.from_numpy")
+    if image.dim() not in (3, 4):
+        raise ValueError(f"image must be (C, H, W) or (B, C, H, W), got {tuple(image.shape)}")
+    if sample is not None and not isinstance(sample, Tensor):
+        raise ValueError(f"sample must be an int64 tensor of ids, got {type(sample).__name__}; use torch.tensor")
+    batch = image if image.dim() == 4 else image[None]
+    if batch.numel():
+        low, high = (bound.item() for bound in batch.aminmax())
+        if not (low >= -1 and high <= 2):  # noise that was not clipped is fine; NaN fails the comparison
+            raise ValueError(f"image values must be in [0, 1], got {low:g} to {high:g}; divide 8-bit values by 255")
+    bands = denoise_bands(
+        model,
+        lambda rows, columns: batch[..., rows, columns],
+        (batch.shape[-2], batch.shape[-1]),
+        attention_mask=attention_mask,
+        average=average,
+        seed=seed,
+        sample=len(batch) if sample is None else sample,
+        tile=tile,
+        overlap=overlap,
+    )
+    return torch.cat([band for _, band in bands], dim=-2).view_as(image)
+
+
+def denoise_bands(
+    model: MaskedSwinIR,
+    part: Part,
+    size: tuple[int, int],
+    *,
+    attention_mask: AttentionMask,
+    average: int,
+    seed: int,
+    sample: int | Tensor = 1,
+    tile: int | None,
+    overlap: int | None = None,
+    progress: Progress = lambda done, of: None,
+) -> Iterator[tuple[int, Tensor]]:
+    """The result of `denoise` from top to bottom in bands (first row, (B, C, rows, W)): nothing else is held whole.
+
+    `part(rows, columns)` gives that part of the image, (B, C, rows, columns), as the model takes it; `size` is (H, W).
+    `progress` is called after each pass of the network. With tiles, masks are those of the place also where one tile
+    covers the image.
+    """
     if attention_mask not in ("average", "random", "off"):
         raise ValueError(f"attention_mask must be 'average', 'random' or 'off', got {attention_mask!r}")
     if not isinstance(average, int) or average < 1:
         raise ValueError(f"average must be a number of draws, at least 1, got {average!r}")
-    if image.dim() not in (3, 4):
-        raise ValueError(f"image must be (C, H, W) or (B, C, H, W), got {tuple(image.shape)}")
-    batch = image if image.dim() == 4 else image[None]
+    window = model.config.window_size
+    overlap = check_tiles(tile, overlap, window)
+    height, width = size
+    side = max(height, width) if tile is None else tile
+    rows, columns = (tile_spans(extent, side, overlap, window) for extent in size)
+    row_weights, column_weights = (tile_weights(spans, overlap) for spans in (rows, columns))
     masked = attention_mask != "off" and model.config.attention_mask is not None
     draws = average if masked and attention_mask == "average" else 1
-    samples = len(batch) if sample is None else sample
+    passes, of = 0, len(rows) * len(columns) * draws
+
+    carried: Tensor | None = None  # rows that the next tiles overlap, their part so far
+    for i, (top, bottom) in enumerate(rows):
+        band: Tensor | None = None
+        for (left, right), column_weight in zip(columns, column_weights, strict=True):
+            seen = part(slice(top, bottom), slice(left, right))
+            mean = torch.zeros_like(seen)
+            for draw in range(draws):
+                key = MaskKey.make(seed, draw, sample, seen.device)
+                origin = None if tile is None else (top, left)
+                mean += _evaluated(model, seen, key, masked, origin)
+                passes += 1
+                progress(passes, of)
+            if band is None:
+                band = mean.new_zeros(*mean.shape[:2], bottom - top, width)
+            mean.div_(draws).mul_(row_weights[i].to(mean)[:, None]).mul_(column_weight.to(mean))
+            band[..., left:right] += mean
+        assert band is not None
+        if carried is not None:
+            band[..., : carried.shape[-2], :] += carried
+        end = rows[i + 1][0] if i + 1 < len(rows) else height
+        carried = band[..., end - top :, :].clone()
+        yield top, band[..., : end - top, :].clamp_(0, 1)
+
+
+@torch.no_grad()
+def _evaluated(
+    model: MaskedSwinIR, x: Tensor, key: MaskKey, attention_mask: bool, origin: tuple[int, int] | None
+) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        total = torch.zeros_like(batch)
-        for draw in range(draws):
-            key = MaskKey.make(seed, draw, samples, batch.device)
-            total += model(batch, key=key, attention_mask=masked)
+        out: Tensor = model(x, key=key, attention_mask=attention_mask, origin=origin)
     finally:
         model.train(was_training)
-    return (total / draws).clamp_(0, 1).view_as(image)
+    return out

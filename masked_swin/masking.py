@@ -14,6 +14,8 @@ from torch import Tensor
 from masked_swin.config import ModelConfig
 from masked_swin.kernels import VisibleTokens, Windows, sample_uniform, token_mask
 
+CELL = 64  # side, in tokens, of the squares that placed masks are made of
+
 
 class MaskKey(NamedTuple):
     """Names the masks of one forward pass.
@@ -94,11 +96,13 @@ class AttentionMasks:
         config: the network's.
         key: of the pass.
         size: (height, width) of the padded image.
+        origin: (top, left) of the image in a larger one: the masks are then those of the place, see `placed_mask`.
     """
 
     config: ModelConfig
     key: MaskKey
     size: tuple[int, int]
+    origin: tuple[int, int] | None = None
 
     def visible(self, layer: int, heads: int, shift: int) -> VisibleTokens | None:
         """The tokens that layer number `layer` (1, 2, ...) sees; None if the network masks nothing."""
@@ -106,12 +110,48 @@ class AttentionMasks:
         if config.attention_mask is None:
             return None
         windows = Windows(*self.size, (config.window_size, config.window_size), (shift, shift))
-        masked = token_mask(
-            *self.key.at(layer, sum(config.depths) + 1),
-            windows.tokens,
-            config.attention_mask,
-            heads=heads if config.attention_mask_per_head else None,
-            windows=windows,
-            exact=config.attention_mask_exact,
-        )
+        key = self.key.at(layer, sum(config.depths) + 1)
+        mask_heads = heads if config.attention_mask_per_head else None
+        if self.origin is not None and not config.attention_mask_exact:
+            masked = placed_mask(key, config.attention_mask, self.size, self.origin, mask_heads)
+        else:
+            if self.origin is not None:
+                top, left = self.origin
+                key = key._replace(sample=_placed_samples(key.sample, torch.tensor(top), torch.tensor(left)))
+            masked = token_mask(
+                *key,
+                windows.tokens,
+                config.attention_mask,
+                heads=mask_heads,
+                windows=windows,
+                exact=config.attention_mask_exact,
+            )
         return VisibleTokens.from_keep(~masked, windows)
+
+
+def placed_mask(
+    key: MaskKey, ratio: float | tuple[float, float], size: tuple[int, int], origin: tuple[int, int], heads: int | None
+) -> Tensor:
+    """The mask of a part, `size` tokens from `origin` (top, left), of an image of any size; as from `token_mask`.
+
+    The image is covered by cells of 64 x 64 tokens, each with masks of its own, so that a token's mask is a function of
+    its place and not of the parts into which the image is cut.
+    """
+    (height, width), (top, left) = size, origin
+    device = key.sample.device
+    rows = torch.arange(top // CELL, (top + height - 1) // CELL + 1, device=device)
+    columns = torch.arange(left // CELL, (left + width - 1) // CELL + 1, device=device)
+    samples = _placed_samples(key.sample[:, None, None], rows[:, None], columns)
+    masked = token_mask(*key._replace(sample=samples.flatten()), CELL * CELL, ratio, heads=heads or 1)
+    cells_BRKHYX = masked.view(*samples.shape, heads or 1, CELL, CELL)
+    image_BHYX = cells_BRKHYX.permute(0, 3, 1, 4, 2, 5).reshape(
+        len(key.sample), heads or 1, len(rows) * CELL, len(columns) * CELL
+    )
+    y, x = top - top // CELL * CELL, left - left // CELL * CELL
+    flat = image_BHYX[..., y : y + height, x : x + width].flatten(2)
+    return flat if heads is not None else flat.squeeze(1)
+
+
+def _placed_samples(sample: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Ids of places: distinct within an image for rows and columns below 2^16."""
+    return (sample * 0x9E3779B1 + (row << 16) + column) & 0xFFFFFFFF

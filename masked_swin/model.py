@@ -54,7 +54,14 @@ class MaskedSwinIR(nn.Module):
         self._check(image, key)
         return mask_input(image, self.config, key)
 
-    def forward(self, x: Tensor, *, key: MaskKey | None = None, attention_mask: bool = True) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        key: MaskKey | None = None,
+        attention_mask: bool = True,
+        origin: tuple[int, int] | None = None,
+    ) -> Tensor:
         """Denoise images.
 
         Args:
@@ -63,6 +70,8 @@ class MaskedSwinIR(nn.Module):
             key: the masks and the depth to use; None takes the next of the module's own sequence, sample ids 0, 1, ...
                 in the batch.
             attention_mask: False leaves the attention unmasked.
+            origin: (top, left) in a larger image that the x are parts of: attention masks are then those of the place,
+                whatever the parts (not their number in a window, with `attention_mask_exact`).
 
         Returns:
             (B, C, H, W), not clipped.
@@ -86,7 +95,7 @@ class MaskedSwinIR(nn.Module):
         if size != (height, width):
             x = F.pad(x, (0, size[1] - width, 0, size[0] - height), mode="reflect")
         x = (x - self.mean) * config.image_range
-        masks = AttentionMasks(config, key, size) if key is not None and masks_attention else None
+        masks = AttentionMasks(config, key, size, origin) if key is not None and masks_attention else None
         drop_path_scales = self._drop_path_scales(key if drops_paths else None, x.dtype)
 
         shallow = channels_last(self.conv_first, x.permute(0, 2, 3, 1).contiguous())

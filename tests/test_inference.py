@@ -97,3 +97,20 @@ def test_bad_images(model: MaskedSwinIR) -> None:
         denoise(model, torch.zeros(3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="empty"):
         denoise(model, torch.rand(0, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\], got .* to 2\d\d.*; divide 8-bit values by 255"):
+        denoise(model, 255 * torch.rand(3, 8, 8))
+    with pytest.raises(ValueError, match="got nan to nan"):
+        denoise(model, torch.full((3, 8, 8), float("nan")))
+    denoise(model, 0.5 + torch.randn(3, 8, 8).clamp(-1, 1))  # noise that was not clipped
+
+
+def test_wrong_types_are_named(model: MaskedSwinIR, images: Tensor) -> None:
+    for arguments, options, words in (
+        (("published", images), {}, "model must be a MaskedSwinIR, got str"),
+        ((model, images.numpy()), {}, "image must be a torch tensor, got ndarray"),
+        ((model, images), {"sample": [1, 2, 3]}, "sample must be an int64 tensor of ids, got list"),
+        ((model, images), {"seed": 1.5}, "seed must be a whole number"),
+        ((model, images), {"tile": "big"}, "tile must be a multiple"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            denoise(*arguments, **options)  # type: ignore[arg-type]
