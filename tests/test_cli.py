@@ -1,7 +1,6 @@
 """The command line: exit codes, messages, and files that keep their names."""
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,7 @@ import pytest
 import torch
 import yaml
 
-from masked_swin import PRESETS, MaskedSwinIR, ModelConfig, load_checkpoint, save_checkpoint
-from masked_swin.train import __main__ as entry
+from masked_swin import PRESETS, MaskedSwinIR, ModelConfig, __version__, load_checkpoint, save_checkpoint
 from masked_swin.train import demo
 from masked_swin.train.cli import main
 
@@ -151,73 +149,7 @@ def test_committed_configurations_are_valid(name: str, capsys: pytest.CaptureFix
     assert printed["preset"] == {"published": "published", "baseline": "swinir", "tiny": "tiny"}[name]
 
 
-# denoise
-
-
-def test_denoise_keeps_names_formats_and_greys(photos: Path, weights: Path, tmp_path: Path) -> None:
-    output = tmp_path / "results"
-    arguments = ["denoise", str(photos), "--output", str(output), "--model", str(weights)]
-    assert main(arguments) == 0
-    names = [str(path.relative_to(output)) for path in sorted(output.rglob("*")) if path.is_file()]
-    assert names == ["colour.png", "grey.tif", "trip/photo.JPG"]
-    for name, mode, file_format in zip(names, ("RGB", "L", "RGB"), ("PNG", "TIFF", "JPEG"), strict=True):
-        with PIL.Image.open(output / name) as image:
-            assert (image.size, image.mode, image.format) == ((30, 21), mode, file_format)
-
-    first = (output / "colour.png").read_bytes()
-    assert main(arguments) == 0
-    assert (output / "colour.png").read_bytes() == first  # seeded
-    assert main([*arguments, "--seed", "1"]) == 0
-    assert (output / "colour.png").read_bytes() != first
-    assert main([*arguments, "--attention-mask", "off", "--average", "2"]) == 0
-    assert main([*arguments, "--attention-mask", "random"]) == 0
-
-
-def test_denoise_results_do_not_feed_the_next_run(photos: Path, weights: Path) -> None:
-    output = photos / "results"
-    for _ in range(2):
-        assert main(["denoise", str(photos), "--output", str(output), "--model", str(weights)]) == 0
-    assert len([path for path in output.rglob("*") if path.is_file()]) == 3
-
-
-def test_denoise_one_file(photos: Path, weights: Path, tmp_path: Path) -> None:
-    source, output = photos / "trip" / "photo.JPG", tmp_path / "results"
-    assert main(["denoise", str(source), "--output", str(output), "--model", str(weights)]) == 0
-    assert [path.name for path in output.iterdir()] == ["photo.JPG"]
-
-
-def test_denoise_names_bad_files_and_does_the_rest(
-    photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (photos / "notes.txt").write_text("not an image")
-    (photos / "empty.png").touch()
-    (photos / "torn.png").write_bytes((photos / "colour.png").read_bytes()[:400])
-    PIL.Image.new("RGBA", (20, 20)).save(photos / "alpha.png")
-    PIL.Image.new("RGB", (1, 1)).save(photos / "pixel.png")
-    output = tmp_path / "results"
-    assert main(["denoise", str(photos), "--output", str(output), "--model", str(weights)]) == 1
-    out, err = capsys.readouterr()
-    assert "4 images written" in out
-    assert "4 files failed" in out
-    for name in ("notes.txt", "empty.png", "torn.png", "pixel.png"):
-        assert re.search(rf"^failed: .*{name}", err, re.MULTILINE), name
-    assert "alpha.png: transparency dropped" in err
-    assert not [path for path in output.rglob("*") if path.name.startswith(".")]
-
-
-def test_denoise_never_overwrites_its_inputs(
-    photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
-    for source, output in ((photos, photos), (photos / "colour.png", photos), (photos, photos / "trip" / "..")):
-        assert main(["denoise", str(source), "--output", str(output), "--model", str(weights)]) == 1
-        assert "overwrite the inputs" in capsys.readouterr().err
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    (linked / "colour.png").symlink_to(photos / "colour.png")
-    assert main(["denoise", str(photos), "--output", str(linked), "--model", str(weights)]) == 1
-    assert "through a link" in capsys.readouterr().err
-    assert all(path.read_bytes() == content for path, content in before.items())
+# denoise: the files are in test_denoising.py
 
 
 @pytest.mark.parametrize(
@@ -247,18 +179,39 @@ def test_bad_denoise_arguments_are_named(arguments: list[str], capsys: pytest.Ca
     assert arguments[0].strip("-").replace("-", "_") in message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --batch-size many", "batch_size: expected a whole number, got many"),
+        ("train --threads x", "threads: expected a whole number or null, got x"),
+        ("train --schedule linear", "schedule: expected one of milestones, cosine, got linear"),
+        ("train --network.num_heads x", "network.num_heads: expected a list, got x"),
+        ("denoise a --output b --model c --average 0", "average: expected a whole number above 0, got 0"),
+        ("denoise a --output b --model c --seed -1", "seed: expected a whole number, at least 0, got -1"),
+        ("denoise a --output b", "missing: model"),
+        ("denois", "unknown command 'denois'; expected one of 'train', "),
+        ("", "no command given; expected one of train, "),
+    ],
+)
+def test_messages_are_plain(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = usage_error(capsys, *arguments.split()).splitlines()
+    assert lines[0].startswith(f"error: {message}")
+    assert lines[1].startswith("try: masked-swin")
+    assert len(lines) == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["--version"])
+    assert leaving.value.code == 0
+    assert capsys.readouterr().out.strip() == f"masked-swin {__version__}"
+
+
 def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "denoise" in usage_error(capsys)
 
 
-# doctor and demo
-
-
-def test_doctor_names_versions_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor"]) == 0
-    out = capsys.readouterr().out
-    for word in ("python", torch.__version__, "masked_swin", "threads", "C++ kernels", "window_attention", "reference"):
-        assert word in out
+# demo
 
 
 @pytest.fixture
@@ -297,26 +250,8 @@ def test_demo_fails_where_training_did_not_help(tmp_path: Path, capsys: pytest.C
     assert (output / "report.html").is_file()
 
 
-def test_without_the_packages_of_the_extra_doctor_runs_and_the_rest_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "jsonargparse", None)
-    monkeypatch.delitem(sys.modules, "masked_swin.train.cli", raising=False)
-    monkeypatch.setattr(sys, "argv", ["masked-swin", "doctor"])
-    assert entry.main() == 0
-    assert "versions" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["masked-swin", "train"])
-    assert entry.main() == 1
-    assert "jsonargparse is missing; install 'masked-swin[train]'" in capsys.readouterr().err
-
-
-def test_denoise_refuses_an_output_file_and_a_damaged_network(photos, tmp_path, capsys):
-    model = MaskedSwinIR(NETWORK)
-    save_checkpoint(model, tmp_path / "good.pth")
-    image, output = str(photos / "colour.png"), tmp_path / "result.png"
-    assert main(["denoise", image, "--output", str(output), "--model", str(tmp_path / "good.pth")]) == 1
-    assert "give the folder of the results" in capsys.readouterr().err
-    assert not output.exists()
-    torch.nn.init.constant_(model.conv_last.weight, float("nan"))
-    save_checkpoint(model, tmp_path / "bad.pth")
-    assert main(["denoise", image, "--output", str(tmp_path / "out"), "--model", str(tmp_path / "bad.pth")]) == 1
-    assert "output is not finite" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "colour.png").exists()
+def test_help_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"start from: {', '.join(list(PRESETS)[:-1])} or {list(PRESETS)[-1]}" in text

@@ -10,7 +10,10 @@ LAYERS = {"kernels": 0, "masked_swin": 1, "train": 2}
 ALLOWED = {  # besides the standard library and the layers below
     "kernels": {"torch", "triton"},
     "masked_swin": {"torch", "safetensors"},
-    "train": {"torch", "numpy", "einops", "PIL", "skimage", "tqdm", "jsonargparse", "jinja2", "yaml", "triton"},
+    "train": {
+        *("torch", "numpy", "einops", "PIL", "pyvips", "skimage", "tqdm", "jsonargparse", "jinja2", "yaml", "triton"),
+        "lpips",
+    },
 }
 
 

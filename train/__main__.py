@@ -8,11 +8,10 @@ INTERRUPTED = 130  # as shells report SIGINT
 def main() -> int:
     """Run the command line; returns its exit code."""
     try:  # PyTorch takes seconds to import, in which Ctrl-C is no fault either
-        if sys.argv[1:] == ["doctor"]:
-            from masked_swin.train.doctor import report
+        if sys.argv[1:2] == ["doctor"]:
+            from masked_swin.train import doctor
 
-            print(report())
-            return 0
+            return doctor.main(sys.argv[2:])
         try:
             from masked_swin.train.cli import main as run
         except ModuleNotFoundError as error:

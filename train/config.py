@@ -39,7 +39,7 @@ class TrainConfig:
 
     Args:
         output: folder of the run: training state, exported weights, log and configuration.
-        preset: name of the network that the `network` fields start from.
+        preset: name of the network that the `network` fields start from: published, swinir, small or tiny.
         network: fields of the network that differ from the preset.
         initial_weights: checkpoint to start from (fine-tuning); its architecture must be the configured one.
         data: folders or files of training images; none: the images shipped inside scikit-image.

@@ -7,17 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import torch
 from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from masked_swin.train.image_store import GIB, PixelStore, available_memory, open_map
+from masked_swin.memory import available_memory
+from masked_swin.train.image_store import GIB, PixelStore, open_map
+from masked_swin.train.images import DecodedImage, image_paths, read_image
 
 # The built-in images, all colour photographs or micrographs shipped inside the scikit-image wheel. The two motorcycle
 # views show one scene and stay on one side of the split.
@@ -56,62 +55,6 @@ class ImageSet:
     place: str = ""
 
 
-class DecodedImage(NamedTuple):
-    pixels: np.ndarray  # uint8 (H, W, 3)
-    grey: bool
-    format: str
-    notes: list[str]
-
-
-def read_image(path: Path) -> DecodedImage:
-    """Any Pillow format as 8-bit RGB, upright as EXIF says; grey is expanded; dropped alpha, 16 bits, CMYK are noted.
-
-    Raises:
-        ValueError: not an image, truncated or corrupt, or of float or 32-bit pixels; the message names the file.
-    """
-    notes = []
-    try:
-        with PIL.Image.open(path) as opened:
-            file_format = opened.format or ""
-            opened.load()
-            image = PIL.ImageOps.exif_transpose(opened)
-    except PIL.UnidentifiedImageError:
-        reason = "empty file" if path.stat().st_size == 0 else "not an image in a format that Pillow reads"
-        raise ValueError(f"{path}: {reason}") from None
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except Exception as error:  # decoders of corrupt files raise almost anything: OSError, SyntaxError, struct.error...
-        raise ValueError(f"{path}: cannot be decoded ({error})") from error
-    if image.mode in ("I", "F"):
-        raise ValueError(f"{path}: pixels of mode {image.mode!r}; expected 8 or 16 bits per channel")
-    if image.mode.startswith("I;16"):
-        notes.append(f"{path}: 16 bits per channel rounded to 8")
-        values = np.asarray(image, dtype=np.float64)
-        image = PIL.Image.fromarray(np.round(values / 257).astype(np.uint8))
-    if image.mode in ("CMYK", "P"):
-        notes.append(f"{path}: {'CMYK' if image.mode == 'CMYK' else 'colours of a palette'} converted to RGB")
-    if image.has_transparency_data:
-        notes.append(f"{path}: transparency dropped")
-        image = image.convert("RGBA")
-    grey = image.mode in ("1", "L", "LA")
-    pixels = np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only
-    return DecodedImage(pixels, grey, file_format, notes)
-
-
-def image_paths(source: Path) -> list[Path]:
-    """The file itself, or every file below the folder, sorted; names with a leading dot are left out.
-
-    Raises:
-        ValueError: `source` does not exist.
-    """
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise ValueError(f"{source}: no such file or folder")
-    files = (path for path in source.rglob("*") if path.is_file())
-    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(source).parts))
-
-
 def load_images(
     sources: Iterable[str | Path],
     *,
@@ -146,6 +89,8 @@ def load_images(
                 found.skipped.append(f"{path}: {width} x {height} pixels, smaller than {min_size} x {min_size}")
                 continue
             found.notes += decoded.notes
+            if decoded.alpha is not None:
+                found.notes.append(f"{path}: transparency dropped")
             found.names.append(str(path))
             checksum = _checksum(decoded.pixels, checksum)
             store.add(decoded.pixels)

@@ -1,32 +1,232 @@
-"""`masked-swin doctor`: what runs here, and why the rest does not."""
+"""`masked-swin doctor`: what runs here, why the rest does not, and whether what runs is right. Needs no extra."""
 
+import argparse
 import os
 import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from masked_swin.kernels import CPU_LIBRARY, backend_report
+from masked_swin.kernels import (
+    CPU_LIBRARY,
+    SwinBlockWeights,
+    VisibleTokens,
+    Windows,
+    backend_report,
+    relative_position_bias,
+    swin_block,
+    window_attention,
+)
+from masked_swin.memory import available_memory
+
+SECONDS = 10.0
+# Of the processors' flags, those that the kernels or PyTorch's matrix products use.
+_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "asimd",
+    "sve",
+    "bf16",
+)
+_BF16_DOT_PRODUCTS = {"avx512_bf16", "amx_bf16", "bf16"}
+# float32 against float64, relative to the norm: rounding leaves 1e-6 at most, a wrong kernel far more than this.
+TOLERANCE = 1e-5
+
+# One 64 x 64 image, as wide as the published network, 75 % masked, shifted windows.
+WINDOWS = Windows(64, 64, (8, 8), (4, 4))
+CHANNELS, HEADS, HIDDEN = 60, 6, 120
+
+
+class Trial(NamedTuple):
+    """One backend on its device: the error of output and gradients against the float64 reference, or why none."""
+
+    operation: str
+    backend: str
+    device: str
+    error: float
+    why_not: str | None = None
+    milliseconds: float | None = None  # forward and backward
+
+    @property
+    def right(self) -> bool:
+        return self.why_not is not None or self.error < TOLERANCE  # a NaN is not
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `doctor` with its own arguments; exit code 1 where a backend computes something wrong."""
+    parser = argparse.ArgumentParser(prog="masked-swin doctor", description="What runs on this machine, and how well.")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="for the self-test; 0 leaves it out (default: %(default)g)"
+    )
+    options = parser.parse_args(arguments)
+    print(report(), flush=True)
+    if options.seconds <= 0:
+        return 0
+    trials = self_test(options.seconds)
+    print("\n".join(_shown(trials)))
+    return 0 if all(trial.right for trial in trials) else 1
 
 
 def report() -> str:
-    """Versions, processor, and each kernel backend with the reason why it cannot run."""
+    """Versions, processor, memory, and each kernel backend with the reason why it cannot run."""
     lines = ["versions"]
     lines += [f"  {name:12} {text}" for name, text in _versions().items()]
     library = f"loaded, {CPU_LIBRARY.instruction_set}" if CPU_LIBRARY.loaded else f"not loaded: {CPU_LIBRARY.why_not}"
+    model, flags = _processor()
+    dot_products = sorted(_BF16_DOT_PRODUCTS & flags)
     lines += [
         "processor",
-        f"  cores        {os.cpu_count()}",
+        f"  name         {model}",
+        f"  cores        {_usable_cores()} usable of {os.cpu_count()}",
         f"  threads      {torch.get_num_threads()} (torch)",
-        f"  instructions {torch.backends.cpu.get_cpu_capability()} (torch)",
+        f"  instructions {' '.join(flag for flag in _FLAGS if flag in flags) or 'unknown'}",
+        f"  torch uses   {torch.backends.cpu.get_cpu_capability()}",
+        f"  bf16 dot     {', '.join(dot_products) if dot_products else 'none: bfloat16 gains no speed'}",
+        f"  memory       {available_memory() / 2**30:.1f} GiB free",
         f"  cuda         {_cuda()}",
         "native library",
         f"  C++ kernels  {library}",
         "kernel backends, the first that can run is taken",
     ]
     for operation, name, why_not in backend_report():
-        lines.append(f"  {operation:16} {name:8} {'ready' if why_not is None else f'cannot run: {why_not}'}")
+        lines.append(f"  {operation:16} {name:9} {'ready' if why_not is None else f'cannot run: {why_not}'}")
     return "\n".join(lines)
+
+
+def self_test(seconds: float = SECONDS) -> list[Trial]:
+    """Each backend that can run against the reference in float64, and its time where it is right.
+
+    Forward and backward with gradients of all inputs. Times are medians of rounds in which all backends of an operation
+    take turns, until about `seconds` are over.
+    """
+    started = time.monotonic()
+    operations = {"window_attention": _attention(), "swin_block": _block()}
+    trials: list[Trial] = []
+    runs: dict[int, Callable[[], object]] = {}
+    for operation, name, why_not in backend_report():
+        if why_not is None:
+            trial, run = _trial(operation, name, operations[operation])
+            if run is not None and trial.right:
+                runs[len(trials)] = run
+            trials.append(trial)
+    times: dict[int, list[float]] = {place: [] for place in runs}
+    while runs and (time.monotonic() - started < seconds or not min(map(len, times.values()))):
+        for place, run in runs.items():
+            before = time.perf_counter()
+            run()
+            times[place].append(time.perf_counter() - before)
+    for place, values in times.items():
+        trials[place] = trials[place]._replace(milliseconds=1e3 * statistics.median(values))
+    return trials
+
+
+Case = tuple[Callable[..., Tensor], list[Tensor]]  # function of the inputs and a backend, inputs in float64
+
+
+def _attention() -> Case:
+    generator = torch.Generator().manual_seed(0)
+    visible = _visible(generator)
+    shape = (len(visible.index), HEADS, CHANNELS // HEADS)
+    sizes = [shape, shape, shape, (15 * 15, HEADS), (3, *shape[1:])]
+    inputs = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+
+    def run(q: Tensor, k: Tensor, v: Tensor, table: Tensor, shared: Tensor, backend: str) -> Tensor:
+        bias = relative_position_bias(table, WINDOWS.window)
+        masked = (shared[0], shared[1], shared[2])
+        here = _on(visible, q.device)
+        return window_attention(q, k, v, bias, scale=0.3, visible=here, masked=masked, backend=backend)
+
+    return run, inputs
+
+
+def _block() -> Case:
+    generator = torch.Generator().manual_seed(0)
+    visible = _visible(generator)
+    c, m = CHANNELS, HIDDEN
+    sizes = [(c,), (c,), (3 * c, c), (3 * c,), (15 * 15, HEADS), (c, c), (c,), (c,), (c,), (m, c), (m,), (c, m), (c,)]
+    inputs = [torch.randn(1, WINDOWS.height, WINDOWS.width, c, generator=generator, dtype=torch.float64)]
+    inputs += [torch.randn(size, generator=generator, dtype=torch.float64) * size[-1] ** -0.5 for size in sizes]
+
+    def run(x: Tensor, *weights: Tensor, backend: str) -> Tensor:
+        here = _on(visible, x.device)
+        parameters = SwinBlockWeights(*weights)
+        return swin_block(x, parameters, window=WINDOWS.window, shift=WINDOWS.shift, visible=here, backend=backend)
+
+    return run, inputs
+
+
+def _trial(operation: str, backend: str, case: Case) -> tuple[Trial, Callable[[], object] | None]:
+    run, inputs = case
+    expected = _with_gradients(run, inputs, "reference")
+    reason = "no device"
+    for device in ("cpu", *(("cuda",) if torch.cuda.is_available() else ())):
+        placed = [value.to(device, torch.float32) for value in inputs]
+        try:
+            found = _with_gradients(run, placed, backend)
+        except ValueError as refused:
+            reason = str(refused)
+            continue
+        error = max(_relative_error(a, b) for a, b in zip(found, expected, strict=True))
+
+        def timed(placed: list[Tensor] = placed, device: str = device) -> None:
+            _with_gradients(run, placed, backend)
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return Trial(operation, backend, device, error), timed
+    return Trial(operation, backend, "none", float("nan"), reason), None
+
+
+def _with_gradients(run: Callable[..., Tensor], inputs: list[Tensor], backend: str) -> list[Tensor]:
+    inputs = [value.detach().requires_grad_() for value in inputs]
+    out = run(*inputs, backend=backend)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), inputs)]
+
+
+def _relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double().cpu() - expected).norm() / expected.norm())
+
+
+def _visible(generator: torch.Generator) -> VisibleTokens:
+    return VisibleTokens.from_keep(torch.rand(1, WINDOWS.tokens, generator=generator) >= 0.75, WINDOWS)
+
+
+def _on(visible: VisibleTokens, device: torch.device) -> VisibleTokens:
+    return visible if device.type == "cpu" else VisibleTokens.from_keep(visible.image_keep.to(device), WINDOWS)
+
+
+def _shown(trials: list[Trial]) -> list[str]:
+    lines = [
+        "self-test: 64 x 64 tokens, 60 channels, 75 % masked, float32, forward and backward",
+        f"  {'':26} {'device':6} {'error':>8} {'ms':>8}  against the reference backend's time",
+    ]
+    reference = {trial.operation: trial.milliseconds for trial in trials if trial.backend == "reference"}
+    for trial in trials:
+        name = f"  {trial.operation:16} {trial.backend:9}"
+        if trial.why_not is not None:
+            lines.append(f"{name} not tested: {trial.why_not}")
+            continue
+        line = f"{name} {trial.device:6} {trial.error:8.0e}"
+        base = reference.get(trial.operation)
+        if not trial.right:
+            line += f" WRONG: expected below {TOLERANCE:.0e}; please report it"
+        elif trial.milliseconds is not None:
+            line += f" {trial.milliseconds:8.2f}" + (f"  {base / trial.milliseconds:.1f}x" if base else "")
+        lines.append(line)
+    return lines
 
 
 def _versions() -> dict[str, str]:
@@ -35,12 +235,27 @@ def _versions() -> dict[str, str]:
         "platform": platform.platform(),
         "torch": torch.__version__,
     }
-    for package in ("masked_swin", "triton", "numpy", "pillow"):
+    for package in ("masked_swin", "triton", "numpy", "pillow", "pyvips", "lpips"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
     return versions
+
+
+def _processor() -> tuple[str, set[str]]:
+    """Name and flags, as Linux tells them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine(), set()
+    name = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return name[1] if name else platform.machine(), set(flags[1].split()) if flags else set()
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cuda() -> str:

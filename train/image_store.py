@@ -1,6 +1,5 @@
 """Pixels of many images: in memory, or, where that is too small, in a file that later starts map as it is."""
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -80,17 +79,6 @@ def open_map(folder: Path, key: Mapping[str, Any]) -> tuple[list[np.ndarray], st
     except (OSError, ValueError, KeyError, TypeError):  # nothing there, torn, or nothing of ours
         return None
     return None
-
-
-def available_memory() -> int:
-    """Bytes that can be had without swapping, within the limit of the control group."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # no control group, or "max"
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        available = min(available, limit - used)
-    return max(0, available)
 
 
 def _map(folder: Path, arrays: list[dict[str, Any]]) -> tuple[list[np.ndarray], str]:
