@@ -189,12 +189,13 @@ def test_bad_denoise_arguments_are_named(arguments: list[str], capsys: pytest.Ca
         ("denoise a --output b --model c --average 0", "average: expected a whole number above 0, got 0"),
         ("denoise a --output b --model c --seed -1", "seed: expected a whole number, at least 0, got -1"),
         ("denoise a --output b", "missing: model"),
+        ("denoise a --output b --model c --tiel 64", "unrecognized arguments: --tiel 64; did you mean tile?\n"),
         ("denois", "unknown command 'denois'; expected one of 'train', "),
         ("", "no command given; expected one of train, "),
     ],
 )
 def test_messages_are_plain(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = usage_error(capsys, *arguments.split()).splitlines()
+    lines = usage_error(capsys, *arguments.split()).splitlines(keepends=True)
     assert lines[0].startswith(f"error: {message}")
     assert lines[1].startswith("try: masked-swin")
     assert len(lines) == 2

@@ -13,7 +13,7 @@ class Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         parser = getattr(ex, "subcommand_parser", None) or self
         unknown = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)", message)
-        if unknown is not None:
+        if unknown is not None and "did you mean" not in message:  # a subcommand's error passes here twice
             name = unknown[1] or unknown[2]
             if close := difflib.get_close_matches(name, _names(parser), n=1):
                 message = f"{message}; did you mean {close[0]}?"
