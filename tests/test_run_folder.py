@@ -57,6 +57,7 @@ def config(tmp_path: Path) -> TrainConfig:
         validation_interval=3,
         log_interval=1,
         device="cpu",
+        threads=1,  # in processes of their own, too: bits are the same for the same number of threads
     )
 
 

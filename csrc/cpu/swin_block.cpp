@@ -13,7 +13,8 @@ struct Backward : Forward<Sizes, A> {
       Base::tile, Base::compact, Base::query_rows, Base::attention_factor, Base::mlp_factor, Base::pointers,
       Base::targets;
   using Base::cm, Base::tm, Base::kv, Base::tile_size, Base::hidden;
-  using Base::columns_of, Base::each_lane_block, Base::load_cm, Base::prefetch_rows, Base::queries, Base::tile_of;
+  using Base::columns_of, Base::each_lane_block, Base::load_cm, Base::prefetch_next, Base::prefetch_out, Base::queries,
+      Base::tile_of;
   using Base::x_cm, Base::normed_cm, Base::attended_cm, Base::hidden_cm, Base::normed_tm, Base::q_tm, Base::kv_tm,
       Base::raw, Base::inverse, Base::shared, Base::weight, Base::rstd1, Base::rstd2, Base::words;
   using Sizes::C, Sizes::M, Sizes::N, Sizes::D, Sizes::heads, Sizes::lanes, Sizes::padded, Sizes::kv_stride;
@@ -139,8 +140,9 @@ struct Backward : Forward<Sizes, A> {
       tile.softmax_backward(p.bias.at(kind, head), score, ds, inverse + head * lanes, shared + head * lanes,
                             weight + head * lanes, BiasSums::visible(a.bias, s.bias, head),
                             a.bias.masked ? BiasSums::masked(a.bias, s.bias, kind, head) : nullptr);
-      prefetch_rows(a.x, head, heads);
-      prefetch_rows(a.grad_out, head, heads);
+      prefetch_next(a.x, head, heads);
+      prefetch_next(a.grad_out, head, heads);
+      prefetch_out(head, heads);
       if (compact) tile.gather_queries(d_score, ds = raw);
       float *const dq = dq_cm + (size_t)at * lanes, *const dk = dkv_tm + at, *const dv = dkv_tm + C + at;
       const float factor = scale;

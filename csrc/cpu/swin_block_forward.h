@@ -39,7 +39,7 @@ template <class Sizes, class A>
 struct Forward : Tokens<Sizes> {
   typedef Tokens<Sizes> Base;
   using Base::a, Base::offset, Base::order, Base::rank, Base::visible, Base::groups, Base::visible_count, Base::kind,
-      Base::attention_factor, Base::mlp_factor, Base::prefetch_rows;
+      Base::attention_factor, Base::mlp_factor, Base::prefetch_next, Base::prefetch_out;
   using Sizes::C, Sizes::M, Sizes::N, Sizes::D, Sizes::heads, Sizes::lanes, Sizes::padded, Sizes::kv_stride;
   const Prepared p;
   const float scale;
@@ -215,7 +215,10 @@ struct Forward : Tokens<Sizes> {
     const float *const b1 = p.b1, *const b2 = a.weights.fc2_bias, factor = mlp_factor;
     packed_product<A>(M, C, p.w1, by_rows<A>(normed_cm, C, lanes, lanes, words[0]), lanes,
                       [=, this](int m, int l, Vec v) INLINE_LAMBDA {
-                        if (m % PACK == 0 && l == 0) prefetch_rows(a.x, m / PACK, pack_up(M) / PACK);
+                        if (m % PACK == 0 && l == 0) {
+                          prefetch_next(a.x, m / PACK, pack_up(M) / PACK);
+                          prefetch_out(m / PACK, pack_up(M) / PACK);
+                        }
                         store(to_hidden + (size_t)m * lanes + l, v + b1[m]);
                       });
     for (int i = 0; i < M * lanes; i += LANES) store(to_hidden + i, gelu.value(load(to_hidden + i)));

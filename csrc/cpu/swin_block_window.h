@@ -74,16 +74,19 @@ struct Tokens : Sizes {
     next_offset = reused;
     located = window + 1 < a.windows() ? window + 1 : window;
     locate(located, next_offset);
-    int count = 0, masked = 0;
+    int count = 0;
     for (int l = 0; l < N; l += LANES) {
-      Group& g = groups[l / LANES] = {0, count};
-      for (int t = l; t < l + LANES && t < N; t++) {
-        visible[t] = !a.keep || a.keep[offset[t] / C];
-        if (visible[t]) g.visible |= 1u << (t - l);
-        const int r = visible[t] ? count++ : N - 1 - masked++;
+      Group group = {0, count};
+      for (int t = l; t < l + LANES && t < N; t++) {  // without branches: nobody can foretell a random mask
+        const bool seen = !a.keep || a.keep[offset[t] / C];
+        const int r = seen ? count : N - 1 - (t - count);
+        group.visible |= (uint32_t)seen << (t - l);
+        visible[t] = seen;
         order[r] = t;
         rank[t] = r;
+        count += seen;
       }
+      groups[l / LANES] = group;
     }
     visible_count = count;
     kind = a.bias.kind ? a.bias.kind[window % a.bias.pattern_windows] : 0;
@@ -94,11 +97,15 @@ struct Tokens : Sizes {
     }
   }
 
-  // One of `parts` shares of the next window's rows. Late in the present window: what is fetched early is evicted
-  // again.
-  void prefetch_rows(const float* image, int part, int parts) const {
+  // One of `parts` shares of the rows that the next window reads, or this one writes. Late in the present window: what
+  // is fetched early is evicted again.
+  void prefetch_next(const float* image, int part, int parts) const {
     for (int t = N * part / parts; t < N * (part + 1) / parts; t++)
       for (int c = 0; c < C; c += 16) __builtin_prefetch(image + next_offset[t] + c);
+  }
+  void prefetch_out(int part, int parts) const {
+    for (int t = N * part / parts; t < N * (part + 1) / parts; t++)
+      for (int c = 0; c < C; c += 16) __builtin_prefetch(a.out + offset[t] + c, 1);
   }
 };
 
