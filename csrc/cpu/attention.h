@@ -219,17 +219,31 @@ struct PreparedBias {
     return {bias, top, top + lanes(p), top + 2 * lanes(p)};
   }
 
-  static void fill(const PositionBias& p, float* memory, int kind, int head) {
-    float* tiles = memory + per_head(p) * (kind * p.heads + head);
-    const int32_t* region = p.patterns ? p.patterns + (size_t)kind * p.keys : nullptr;
+  // All kinds of one head.
+  static void fill(const PositionBias& p, float* memory, int head) {
+    const int wide = lanes(p);
+    float* first = memory + per_head(p) * head;  // of kind 0: the bias alone until the other kinds have read it
+    gather(p, first, head);
+    for (int kind = p.kinds - 1; kind >= 0; kind--) {
+      float* tiles = memory + per_head(p) * (kind * p.heads + head);
+      const int32_t* region = p.patterns ? p.patterns + (size_t)kind * p.keys : nullptr;
+      for (int j = 0; j < p.keys; j++) {
+        float* row = tiles + (size_t)j * wide;
+        if (kind > 0) memcpy(row, first + (size_t)j * wide, sizeof(float) * wide);
+        for (int i = 0; region && i < p.queries; i++) row[i] += region[i] != region[j] ? p.penalty : 0.0f;
+      }
+      float* top = tiles + tile(p);
+      exponentiate(p.keys, wide, tiles, top, top + wide, top + 2 * wide);
+    }
+  }
+
+ private:
+  static void gather(const PositionBias& p, float* tiles, int head) {
+    memset(tiles, 0, sizeof(float) * tile(p));
     for (int j = 0; j < p.keys; j++) {
       float* row = tiles + (size_t)j * lanes(p);
-      memset(row, 0, sizeof(float) * lanes(p));
       p.each_query(head, j, [=](int i, size_t entry) { row[i] = p.bias[entry]; });
-      for (int i = 0; region && i < p.queries; i++) row[i] += region[i] != region[j] ? p.penalty : 0.0f;
     }
-    float* top = tiles + tile(p);
-    exponentiate(p.keys, lanes(p), tiles, top, top + lanes(p), top + 2 * lanes(p));
   }
 };
 

@@ -211,7 +211,7 @@ struct Backward : Forward<Sizes, A> {
 
 size_t prepared_size(const Problem& a) { return Prepared(a, nullptr).size; }
 size_t sums_size(const Problem& a) { return Sums(a, nullptr).size; }
-int prepare_jobs(const Problem& a) { return PREPARE_JOBS + a.bias.kinds * a.bias.heads; }
+int prepare_jobs(const Problem& a) { return PREPARE_JOBS + a.bias.heads; }
 
 #if defined(__AVX512BF16__)
 typedef Bf16 Narrow;
@@ -222,8 +222,7 @@ typedef Fp32 Narrow;
 void prepare(const Problem& a, float* prepared, int job) {
   const Prepared p(a, prepared);
   if (job < PREPARE_JOBS) return a.bf16 ? prepare_job<Narrow>(a, p, job) : prepare_job<Fp32>(a, p, job);
-  job -= PREPARE_JOBS;
-  PreparedBias::fill(a.bias, prepared, job / a.bias.heads, job % a.bias.heads);
+  PreparedBias::fill(a.bias, prepared, job - PREPARE_JOBS);
 }
 
 template <class Window, class... S>

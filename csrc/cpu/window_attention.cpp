@@ -229,10 +229,8 @@ struct Window {
 
 size_t prepared_size(const Problem& a) { return PreparedBias::size(a.bias); }
 size_t sums_size(const Problem& a) { return BiasSums::size(a.bias) + 3 * channels_of(a); }
-int prepare_jobs(const Problem& a) { return a.bias.kinds * a.bias.heads; }
-void prepare(const Problem& a, float* prepared, int job) {
-  PreparedBias::fill(a.bias, prepared, job / a.bias.heads, job % a.bias.heads);
-}
+int prepare_jobs(const Problem& a) { return a.bias.heads; }
+void prepare(const Problem& a, float* prepared, int job) { PreparedBias::fill(a.bias, prepared, job); }
 
 bool forward(const Problem& a, const float* prepared, int64_t first, int64_t last) {
   Window window(a, prepared, false);
