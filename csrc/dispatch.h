@@ -1,99 +1,30 @@
-// Chooses the instruction set, and runs an operation's steps in parallel on torch's threads.
+// Chooses the instruction set, and runs an operation's steps on torch's threads.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-#include <atomic>
-#include <memory>
-#include <vector>
-
-#include "cpu/kernels.h"
+#include "run.h"
 
 namespace masked_swin {
 
 const Kernels& kernels();  // chosen once
 
-// Windows are cut into chunks by their number alone: sums over windows have the same order, and results the same bits,
-// for any number of threads.
-// Their sums, `size` floats each, take 64 MB at most.
-inline int64_t chunk_count(int64_t windows, size_t size) {
-  const int64_t room = (int64_t{1} << 24) / static_cast<int64_t>(std::max<size_t>(size, 1));
-  return std::clamp<int64_t>(std::min(windows / 16, room), 1, 64);
-}
-
-// Memory that the calling thread keeps from call to call; what it holds is arbitrary.
-struct Buffers {
-  std::vector<float> prepared, sums;
-  static float* grown(std::vector<float>& buffer, size_t size) {
-    constexpr size_t LINE = 64;  // bytes: vectors that cross cache lines are slow
-    const size_t spare = LINE / sizeof(float);
-    if (buffer.size() < size + spare) {
-      buffer = {};  // before the new one is made
-      buffer.resize(size + spare);
-    }
-    void* start = buffer.data();
-    size_t space = buffer.size() * sizeof(float);
-    return static_cast<float*>(std::align(LINE, size * sizeof(float), start, space));
-  }
-  static Buffers& mine() {
-    static thread_local Buffers buffers;
-    return buffers;
+struct TorchThreads {
+  template <class F>
+  void operator()(int64_t count, const F& f) const {
+    torch::stable::parallel_for(0, count, 1, f);
   }
 };
 
 template <class Problem>
-class Run {
- public:
-  Run(const Problem& problem, const Steps<Problem>& steps, int64_t windows)
-      : problem_(problem), steps_(steps), windows_(windows) {
-    prepared_ = Buffers::grown(Buffers::mine().prepared, steps.prepared_size(problem));
-    each(steps.prepare_jobs(problem), [&](int64_t job) {
-      steps_.prepare(problem_, prepared_, static_cast<int>(job));
-      return true;
-    });
-  }
+void run_forward(const Problem& problem, const Steps<Problem>& steps, int64_t windows) {
+  const bool done = Run(problem, kernels(), steps, windows, TorchThreads()).forward();
+  STD_TORCH_CHECK(done, "masked_swin: out of memory for scratch");
+}
 
-  void forward() {
-    each(chunks(), [&](int64_t i) { return steps_.forward(problem_, prepared_, first(i), first(i + 1)); });
-  }
-
-  void backward() {
-    const size_t size = (steps_.sums_size(problem_) + 15) / 16 * 16;
-    float* sums = Buffers::grown(Buffers::mine().sums, size * chunks());
-    each(chunks(), [&](int64_t i) {
-      std::fill_n(sums + size * i, size, 0.0f);
-      return steps_.backward(problem_, prepared_, sums + size * i, first(i), first(i + 1));
-    });
-    const int64_t parts = std::min<int64_t>(64, static_cast<int64_t>(size));
-    each(parts, [&](int64_t part) {
-      const size_t begin = size * part / parts, end = size * (part + 1) / parts;
-      for (int64_t i = 1; i < chunks(); i++) kernels().add(sums + begin, sums + size * i + begin, end - begin);
-      return true;
-    });
-    each(steps_.finish_jobs(problem_), [&](int64_t job) {
-      steps_.finish(problem_, prepared_, sums, static_cast<int>(job));
-      return true;
-    });
-  }
-
- private:
-  int64_t chunks() const { return chunk_count(windows_, steps_.sums_size(problem_)); }
-  int64_t first(int64_t chunk) const { return windows_ * chunk / chunks(); }
-
-  template <class F>
-  static void each(int64_t count, const F& f) {
-    std::atomic<bool> failed{false};
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++)
-        if (!f(i)) failed = true;
-    });
-    STD_TORCH_CHECK(!failed, "masked_swin: out of memory for scratch");
-  }
-
-  const Problem& problem_;
-  const Steps<Problem>& steps_;
-  int64_t windows_;
-  float* prepared_;
-};
+template <class Problem>
+void run_backward(const Problem& problem, const Steps<Problem>& steps, int64_t windows) {
+  const bool done = Run(problem, kernels(), steps, windows, TorchThreads()).backward();
+  STD_TORCH_CHECK(done, "masked_swin: out of memory for scratch");
+}
 
 }  // namespace masked_swin

@@ -13,31 +13,6 @@ BlockWeights weights_of(const std::vector<Tensor>& t, const MaybeTensor& mask_to
           data(t[7]), data(t[8]), data(t[9]), data(t[10]), data(t[11]), data(t[12]), data(mask_token)};
 }
 
-// Kinds of windows: in Swin only those at the end of a shifted axis hold several regions.
-struct Kinds {
-  std::vector<int32_t> kind, patterns;
-
-  explicit Kinds(const SwinBlock& a) {
-    const int down = a.shift_height > 0, across = a.shift_width > 0;
-    for (int i = 0; i <= down; i++)
-      for (int j = 0; j <= across; j++)
-        for (int y = 0; y < a.window_height; y++)
-          for (int x = 0; x < a.window_width; x++)
-            patterns.push_back((i && y >= a.window_height - a.shift_height) * 2 +
-                               (j && x >= a.window_width - a.shift_width));
-    for (int i = 1; i <= a.windows_down(); i++)
-      for (int j = 1; j <= a.windows_across(); j++)
-        kind.push_back((down && i == a.windows_down()) * (1 + across) + (across && j == a.windows_across()));
-  }
-
-  void describe(PositionBias& bias) const {
-    bias.kinds = static_cast<int>(patterns.size()) / bias.keys;
-    bias.patterns = patterns.data();
-    bias.kind = kind.data();
-    bias.pattern_windows = static_cast<int64_t>(kind.size());
-  }
-};
-
 struct Call {
   Tensor x;
   std::vector<Tensor> weights;
@@ -109,7 +84,7 @@ Tensor swin_block(Tensor x, std::vector<Tensor> weights, MaybeTensor mask_token,
             bf16);
   Tensor out = contiguous_like(call.x);
   call.a.out = data(out);
-  Run(call.a, kernels().swin_block, call.a.windows()).forward();
+  run_forward(call.a, kernels().swin_block, call.a.windows());
   return out;
 }
 
@@ -129,7 +104,7 @@ std::vector<Tensor> swin_block_backward(Tensor grad_out, Tensor x, std::vector<T
   call.a.out = data(grads[0]);
   call.a.grad_out = data(d_out);
   call.a.grads = weights_of(weight_grads, d_token);
-  Run(call.a, kernels().swin_block, call.a.windows()).backward();
+  run_backward(call.a, kernels().swin_block, call.a.windows());
   grads.insert(grads.end(), weight_grads.begin(), weight_grads.end());
   if (d_token) grads.push_back(*d_token);
   return grads;

@@ -5,12 +5,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "kinds.h"
 
 namespace masked_swin {
 

@@ -5,33 +5,6 @@
 namespace masked_swin {
 namespace {
 
-// The kinds of windows among shift regions (pattern_windows, tokens): see PositionBias.
-struct Kinds {
-  std::vector<int32_t> kind, patterns;
-  int count = 1;
-
-  Kinds(const int32_t* regions, int64_t windows, int tokens) : kind(windows), patterns(tokens) {
-    for (int64_t w = 0; w < windows; w++) {
-      const int32_t* mine = regions + w * tokens;
-      const bool mixed = !std::equal(mine + 1, mine + tokens, mine);
-      int found = mixed ? 1 : 0;  // kind 0: a single region
-      while (found && found < count && !std::equal(mine, mine + tokens, patterns.data() + found * tokens)) found++;
-      if (found == count) {
-        patterns.insert(patterns.end(), mine, mine + tokens);
-        count++;
-      }
-      kind[w] = found;
-    }
-  }
-
-  void describe(PositionBias& bias) const {
-    bias.kinds = count;
-    bias.patterns = patterns.data();
-    bias.kind = kind.data();
-    bias.pattern_windows = static_cast<int64_t>(kind.size());
-  }
-};
-
 // The tensor with rows of adjacent (heads, head_dim) and one stride between rows, copied if it has another layout.
 // A dimension of size 1 may have any stride, even in a contiguous tensor.
 Tensor with_rows(const Tensor& t, const char* name) {
@@ -147,7 +120,7 @@ Tensor window_attention(Tensor q, Tensor k, Tensor v, Tensor bias, MaybeTensor m
                                    : empty(q, {a.windows, a.bias.queries, a.bias.heads, a.head_dim});
   clear_unused(out, a);
   a.out = rows_of(out);
-  Run(a, kernels().window_attention, a.windows).forward();
+  run_forward(a, kernels().window_attention, a.windows);
   return out;
 }
 
@@ -172,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_backward(Ten
   a.grad_v = rows_of(dv);
   a.grad_bias = data(d_bias);
   a.grad_masked = data(d_masked);
-  Run(a, kernels().window_attention, a.windows).backward();
+  run_backward(a, kernels().window_attention, a.windows);
   return {dq, dk, dv, d_bias, d_masked};
 }
 
