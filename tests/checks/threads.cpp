@@ -1,0 +1,318 @@
+// The kernels of one instruction set (MASKED_SWIN_ISA) on threads of this program, without torch: for ThreadSanitizer,
+// which cannot follow torch's pool, and for processors that torch is not installed for.
+//
+//   threads                 the results are the same bits on 1, 2 and 4 threads
+//   threads --save FILE     and are written to FILE
+//   threads --compare FILE  and equal those of another build, but for rounding
+//   threads --plant-race    all chunks add into the same sums: ThreadSanitizer must see it
+//
+// Exit code 0: so it is; 1: it is not; 2: this processor lacks the instruction set.
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <fstream>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+
+#include "kinds.h"
+#include "run.h"
+
+namespace masked_swin {
+namespace MASKED_SWIN_ISA {
+const Kernels& kernels();
+}
+namespace {
+
+using Floats = std::vector<float>;
+
+// Thread t takes the jobs t, t + count, ... Nothing but its start and end orders it with the others.
+struct Threads {
+  int count;
+  template <class F>
+  void operator()(int64_t jobs, const F& f) const {
+    auto work = [&](int t) {
+      for (int64_t i = t; i < jobs; i += count) f(i, i + 1);
+    };
+    std::vector<std::thread> others;
+    for (int t = 1; t < count; t++) others.emplace_back(work, t);
+    work(0);
+    for (std::thread& other : others) other.join();
+  }
+};
+
+struct Random {  // the same numbers with every compiler
+  std::mt19937 bits{0};
+  float one() { return static_cast<float>(bits() >> 8) * 0x1p-23f - 1.0f; }
+  Floats vector(size_t size, float magnitude = 1.0f, float mean = 0.0f) {
+    Floats v(size);
+    for (float& x : v) x = mean + magnitude * one();
+    return v;
+  }
+};
+
+struct Geometry {
+  int64_t batch;
+  int height, width, window_height, window_width, shift_height, shift_width;
+  int tokens() const { return window_height * window_width; }
+  int windows() const { return height / window_height * (width / window_width); }  // of one image
+
+  // (windows, tokens): the part of the unshifted image that a token comes from
+  std::vector<int32_t> regions() const {
+    auto part = [](int at, int size, int window, int shift) {
+      return at < size - window ? 0 : at < size - shift ? 1 : 2;
+    };
+    std::vector<int32_t> result;
+    for (int w = 0; w < windows(); w++)
+      for (int t = 0; t < tokens(); t++) {
+        const int across = width / window_width;
+        const int y = w / across * window_height + t / window_width, x = w % across * window_width + t % window_width;
+        result.push_back(3 * part(y, height, window_height, shift_height) + part(x, width, window_width, shift_width));
+      }
+    return result;
+  }
+};
+
+// The tensors that one call writes, NaN until it does.
+struct Written {
+  std::vector<Floats> tensors;
+  explicit Written(std::initializer_list<size_t> sizes) {
+    for (size_t size : sizes) tensors.emplace_back(size, std::numeric_limits<float>::quiet_NaN());
+  }
+  float* operator[](size_t i) { return tensors[i].data(); }
+};
+
+template <class Problem>
+void run(const Problem& a, const Steps<Problem>& steps, const Kernels& kernels, int64_t windows, bool backward,
+         int threads) {
+  Run run(a, kernels, steps, windows, Threads{threads});
+  if (!(backward ? run.backward() : run.forward())) throw std::bad_alloc();
+}
+
+struct BlockCase {
+  const char* name;
+  Geometry at;
+  int channels, heads, hidden;
+  MaskMode mode;
+  float keep;  // share of visible tokens; 1: no mask
+
+  // y, then the gradients
+  std::vector<Floats> results(const Kernels& kernels, int threads) const {
+    Random random;
+    const size_t C = channels, M = hidden, N = at.tokens(), pixels = at.batch * at.height * at.width;
+    Kinds kinds(at.regions().data(), at.windows(), at.tokens());
+    const Floats x = random.vector(pixels * C), grad = random.vector(pixels * C),
+                 drop_path = random.vector(2 * at.batch);
+    const float c = 1 / sqrtf(C), m = 1 / sqrtf(M);
+    Floats w[] = {random.vector(C, 0.3f, 1),
+                  random.vector(C),
+                  random.vector(3 * C * C, c),
+                  random.vector(3 * C),
+                  random.vector(heads * N * N),
+                  random.vector(C * C, c),
+                  random.vector(C),
+                  random.vector(C, 0.3f, 1),
+                  random.vector(C),
+                  random.vector(M * C, c),
+                  random.vector(M),
+                  random.vector(C * M, m),
+                  random.vector(C),
+                  random.vector(C)};
+    std::vector<unsigned char> visible;
+    for (size_t i = 0; i < pixels; i++) visible.push_back(random.one() * 0.5f + 0.5f < keep);
+
+    SwinBlock a{};
+    a.batch = at.batch, a.height = at.height, a.width = at.width;
+    a.channels = channels, a.hidden = hidden, a.head_dim = channels / heads;
+    a.window_height = at.window_height, a.window_width = at.window_width;
+    a.shift_height = at.shift_height, a.shift_width = at.shift_width;
+    a.mode = mode;
+    a.keep = keep < 1 ? reinterpret_cast<const bool*>(visible.data()) : nullptr;
+    a.bias = {heads,
+              at.tokens(),
+              at.tokens(),
+              w[4].data(),
+              a.keep && mode != MaskMode::drop,
+              a.keep && mode == MaskMode::drop ? EXCLUDED : -100.0f};
+    kinds.describe(a.bias);
+    a.weights = weights([&](int i) { return w[i].data(); });
+    a.drop_path_scale = drop_path.data();
+    a.x = x.data();
+
+    Written out{pixels * C};
+    a.out = out[0];
+    run(a, kernels.swin_block, kernels, a.windows(), false, threads);
+    Written grads{pixels * C, C, C, 3 * C * C, 3 * C, heads * N * N, C * C, C, C, C, M * C, M, C * M, C, C};
+    a.out = grads[0];
+    a.grad_out = grad.data();
+    a.grads = weights([&](int i) { return grads[i + 1]; });
+    if (mode != MaskMode::token) grads.tensors.pop_back();
+    run(a, kernels.swin_block, kernels, a.windows(), true, threads);
+    out.tensors.insert(out.tensors.end(), grads.tensors.begin(), grads.tensors.end());
+    return out.tensors;
+  }
+
+  template <class F>
+  BlockWeights weights(F&& f) const {
+    return {f(0), f(1), f(2), f(3),  f(4),  f(5),  f(6),
+            f(7), f(8), f(9), f(10), f(11), f(12), mode == MaskMode::token ? f(13) : nullptr};
+  }
+};
+
+struct AttentionCase {
+  const char* name;
+  Geometry at;
+  int heads, head_dim;
+  bool compact_queries, compact_keys, masked, window_mask;
+
+  // The output, then the gradients of q, k, v, the bias and the masked tokens' q, k, v.
+  std::vector<Floats> results(const Kernels& kernels, int threads) const {
+    Random random;
+    const size_t N = at.tokens(), row = heads * head_dim, windows = at.windows() * at.batch, all = windows * N;
+    Kinds kinds(at.regions().data(), at.windows(), at.tokens());
+    std::vector<int32_t> offsets{0}, position;
+    for (size_t w = 0; w < windows; w++) {
+      for (size_t t = 0; t < N; t++)
+        if (random.one() > 0.3f && w != 1) position.push_back(static_cast<int32_t>(t));  // window 1 sees nothing
+      offsets.push_back(static_cast<int32_t>(position.size()));
+    }
+    const size_t queries = compact_queries ? position.size() : all, keys = compact_keys ? position.size() : all;
+    const size_t outputs = compact_queries && !masked ? queries : all;
+    Floats q = random.vector(queries * row), k = random.vector(keys * row), v = random.vector(keys * row);
+    Floats bias = random.vector(heads * N * N), shared = random.vector(3 * row), mask = random.vector(3 * N * N);
+    Floats grad = random.vector(outputs * row);
+    const int64_t stride = row;
+
+    WindowAttention a{};
+    a.windows = windows;
+    a.head_dim = head_dim;
+    a.scale = 0.4f;
+    a.bias = {heads, at.tokens(), at.tokens(), bias.data(), masked, masked || !compact_keys ? -100.0f : EXCLUDED};
+    kinds.describe(a.bias);
+    a.q = {q.data(), stride, compact_queries};
+    a.k = {k.data(), stride, compact_keys};
+    a.v = {v.data(), stride, compact_keys};
+    a.masked = masked ? shared.data() : nullptr;
+    a.offsets = compact_keys ? offsets.data() : nullptr;
+    a.position = compact_keys ? position.data() : nullptr;
+    a.window_mask = window_mask ? mask.data() : nullptr;
+    a.mask_windows = 3;
+
+    Written out{outputs * row};
+    a.out = {out[0], stride, compact_queries && !masked};
+    run(a, kernels.window_attention, kernels, a.windows, false, threads);
+    Written grads{q.size(), k.size(), v.size(), bias.size(), shared.size()};
+    a.grad_out = {grad.data(), stride, a.out.compact};
+    a.grad_q = {grads[0], stride, compact_queries};
+    a.grad_k = {grads[1], stride, compact_keys};
+    a.grad_v = {grads[2], stride, compact_keys};
+    a.grad_bias = grads[3];
+    a.grad_masked = grads[4];
+    if (!masked) grads.tensors.pop_back();
+    run(a, kernels.window_attention, kernels, a.windows, true, threads);
+    out.tensors.insert(out.tensors.end(), grads.tensors.begin(), grads.tensors.end());
+    return out.tensors;
+  }
+};
+
+// 32 windows at least: a chunk, a thread's unit of work, holds 16 or more of them.
+const BlockCase BLOCKS[] = {
+    {"published size, 25 % visible", {1, 64, 64, 8, 8, 4, 4}, 60, 6, 120, MaskMode::zero, 0.25f},
+    {"dense", {1, 48, 64, 8, 8, 4, 4}, 30, 3, 60, MaskMode::zero, 1.0f},
+    {"rectangle, mask token", {2, 18, 30, 3, 5, 1, 2}, 14, 2, 42, MaskMode::token, 0.5f},
+    {"keys dropped", {3, 32, 24, 4, 6, 0, 3}, 20, 2, 20, MaskMode::drop, 0.3f},
+};
+const AttentionCase ATTENTIONS[] = {
+    {"dense, window mask", {3, 32, 32, 8, 8, 4, 4}, 2, 10, false, false, false, true},
+    {"masked tokens share q, k, v", {2, 48, 40, 8, 8, 4, 4}, 6, 10, true, true, true, false},
+    {"visible tokens alone", {2, 24, 40, 4, 5, 2, 0}, 3, 7, true, true, false, false},
+    {"all queries, visible keys", {2, 24, 40, 4, 5, 0, 0}, 3, 32, false, true, false, false},
+};
+
+Kernels with_planted_race(const Kernels& kernels) {
+  static const auto real = kernels.swin_block.backward;
+  static Floats sums;
+  Kernels planted = kernels;
+  planted.swin_block.backward = [](const SwinBlock& a, const float* prepared, float* own, int64_t first, int64_t last) {
+    return real(a, prepared, sums.empty() ? own : sums.data(), first, last);
+  };
+  sums.resize(1 << 20);
+  return planted;
+}
+
+double relative_error(const Floats& value, const Floats& expected) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < value.size(); i++) {
+    difference += pow(double(value[i]) - expected[i], 2);
+    norm += pow(double(expected[i]), 2);
+  }
+  return norm > 0 ? sqrt(difference / norm) : difference > 0;
+}
+
+int check(const std::string& option, const char* file) {
+  constexpr double ROUNDING = 1e-5;  // of sums in fp32, as a share of the tensor's norm
+  const Kernels& real = MASKED_SWIN_ISA::kernels();
+  const Kernels kernels = option == "--plant-race" ? with_planted_race(real) : real;
+  std::ofstream save(option == "--save" ? file : "", std::ios::binary);
+  std::ifstream other(option == "--compare" ? file : "", std::ios::binary);
+  int wrong = 0, tensors = 0;
+  double largest = 0;
+  auto check_case = [&](const auto& what) {
+    const std::vector<Floats> expected = what.results(kernels, 1);
+    for (int threads : {2, 4}) {
+      const std::vector<Floats> found = what.results(kernels, threads);
+      for (size_t i = 0; i < found.size(); i++)
+        if (memcmp(found[i].data(), expected[i].data(), found[i].size() * sizeof(float))) {
+          printf("%s: tensor %zu differs between 1 and %d threads\n", what.name, i, threads);
+          wrong++;
+        }
+    }
+    for (size_t i = 0; i < expected.size(); i++, tensors++) {
+      const Floats& values = expected[i];
+      const std::streamsize bytes = values.size() * sizeof(float);
+      bool finite = true;
+      for (float value : values) finite = finite && isfinite(value);
+      if (save.is_open()) save.write(reinterpret_cast<const char*>(values.data()), bytes);
+      double error = 0;
+      if (option == "--compare") {
+        Floats theirs(values.size());
+        error = other.read(reinterpret_cast<char*>(theirs.data()), bytes) ? relative_error(values, theirs) : INFINITY;
+        largest = fmax(largest, error);
+      }
+      if (finite && error <= ROUNDING) continue;
+      printf("%s: tensor %zu %s, error %.1e\n", what.name, i, finite ? "is finite" : "is not finite", error);
+      wrong++;
+    }
+  };
+  for (const BlockCase& block : BLOCKS) check_case(block);
+  for (const AttentionCase& attention : ATTENTIONS) check_case(attention);
+  printf("%s: %d tensors, the same bits on 1, 2 and 4 threads: %s", real.name, tensors, wrong ? "NO" : "yes");
+  if (option == "--compare") printf("; largest relative difference %.1e", largest);
+  printf("\n");
+  return wrong > 0 || (option == "--save" && !save.flush());
+}
+
+bool runs_here() {
+#if defined(__x86_64__)
+  const std::string isa = MASKED_SWIN_ISA::kernels().name;
+  __builtin_cpu_init();
+  if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa.find("avx512") == 0) return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
+#endif
+  return true;
+}
+
+}  // namespace
+}  // namespace masked_swin
+
+int main(int count, char** arguments) {
+  const std::string option = count > 1 ? arguments[1] : "";
+  const bool with_file = option == "--save" || option == "--compare";
+  if (count != (with_file ? 3 : option == "--plant-race" ? 2 : 1)) {
+    fprintf(stderr, "usage: threads [--save FILE | --compare FILE | --plant-race]\n");
+    return 1;
+  }
+  return masked_swin::runs_here() ? masked_swin::check(option, with_file ? arguments[2] : nullptr) : 2;
+}
