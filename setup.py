@@ -86,14 +86,15 @@ class AbiWheel(bdist_wheel):
         super().finalize_options()
 
 
-setup(
-    ext_modules=[
-        Extension(
-            "masked_swin.kernels._cpu",
-            sources=SOURCES,
-            depends=[str(path) for path in Path("csrc").rglob("*.h")],
-            py_limited_api=True,
-        )
-    ],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": AbiWheel},
-)
+if __name__ == "__main__":  # tests/checks/portable.sh imports the flags
+    setup(
+        ext_modules=[
+            Extension(
+                "masked_swin.kernels._cpu",
+                sources=SOURCES,
+                depends=[str(path) for path in Path("csrc").rglob("*.h")],
+                py_limited_api=True,
+            )
+        ],
+        cmdclass={"build_ext": BuildNative, "bdist_wheel": AbiWheel},
+    )
