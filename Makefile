@@ -10,7 +10,7 @@ CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test check test-slow packaging lint format bench clean distclean
+.PHONY: help setup demo test check test-slow packaging sanitize lint format bench performance clean distclean
 
 help:
 	@echo "make demo       train two small networks, denoise held-out images, write demo/report.html"
@@ -18,7 +18,9 @@ help:
 	@echo "make check      everything before a release: lint, slow tests, wheel and installation proofs (long)"
 	@echo "make lint       ruff and clang-format, read-only;  make format: let them rewrite"
 	@echo "make packaging  the wheel and installation proofs alone (tests/checks/)"
-	@echo "make bench      the benchmarks"
+	@echo "make sanitize   the kernels under the address, undefined behaviour and thread sanitizers alone"
+	@echo "make bench      the benchmarks (most of an hour); those of some names: make bench ROWS='block and 180'"
+	@echo "make performance  figures and table of docs/performance.md, after make bench"
 	@echo "make setup      .venv with pinned versions and the compiled kernels; the others call it when needed"
 	@echo "make clean      remove what was built;  make distclean: .venv too"
 
@@ -49,6 +51,9 @@ test-slow: setup
 packaging: setup
 	tests/checks/run
 
+sanitize: setup
+	tests/checks/run sanitizers threads
+
 lint: setup
 	$(RUN) ruff check
 	$(RUN) ruff format --check
@@ -60,7 +65,11 @@ format: setup
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
 bench: setup
-	$(RUN) pytest benchmarks/bench_*.py --benchmark-only --verbosity=0
+	$(RUN) pytest benchmarks/bench_*.py --verbosity=0 $(if $(ROWS),-k "$(ROWS)")
+
+performance: setup
+	$(VENV)/bin/python benchmarks/plot_cost.py
+	$(VENV)/bin/python benchmarks/performance_table.py
 
 clean:
 	rm -rf build dist *.egg-info kernels/*.so $(SET_UP)

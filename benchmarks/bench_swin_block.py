@@ -1,44 +1,44 @@
-"""A whole Swin block against the eager public-style block: C=60, 6 heads, window 8, 4 images of 64x64."""
+"""A whole Swin block against the eager public-style block, and its rate: 6 heads, window 8, 4 images of 64x64."""
 
+import peak
 import pytest
 import torch
-from public_network import PublicBlock, windowed_keep
-from test_swin_block import block_weights
+from block_runs import block_runs
+from measuring import seconds
 
-from masked_swin.kernels import VisibleTokens, Windows, swin_block
-
-SIZE, BATCH = (64, 64), 4
-BARS = {(60, 0.75, False): 8.0, (60, 0.75, True): 7.0}
+BARS = {(60, 0.75, "forward"): 8.0, (60, 0.75, "forward+backward"): 7.0}
+RATES = {"forward": 0.65, "backward": 0.70}  # of the FMA peak
 
 
 @pytest.mark.parametrize("channels", [60, 180])
 @pytest.mark.parametrize("masked_share", [0.0, 0.5, 0.75, 0.9])
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-def test_swin_block(report, channels, masked_share, backward):
-    torch.manual_seed(0)
-    shift = 4
-    windows = Windows(*SIZE, (8, 8), (shift, shift))
-    block = PublicBlock(channels, 6, 8, shift, 2.0, img_size=SIZE)
-    weights, parameters = block_weights(block), list(block.parameters())
-    keep = torch.rand(BATCH, windows.tokens) >= masked_share
-    visible = VisibleTokens.from_keep(keep, windows) if masked_share else None
-    public_keep = windowed_keep(keep, SIZE, 8, shift) if masked_share else None
-    x = torch.randn(BATCH, *SIZE, channels, requires_grad=backward)
-    flat = x.detach().flatten(1, 2).requires_grad_(backward)
-    grad = torch.randn_like(x)
+@pytest.mark.parametrize("what", ["forward", "forward+backward"])
+def test_block(report, channels, masked_share, what):
+    runs = block_runs(channels, masked_share)
+    name, bar = f"swin_block {what}, C={channels}, {masked_share:.0%} masked", BARS.get((channels, masked_share, what))
+    report.times(name, runs.eager[what], runs.ours[what], bar=bar, work=runs.work[what])
 
-    def run_eager():
-        with torch.set_grad_enabled(backward):
-            y = block(flat, SIZE, public_keep)
-        if backward:
-            torch.autograd.grad(y, [flat, *parameters], grad.flatten(1, 2))
 
-    def run_ours():
-        with torch.set_grad_enabled(backward):
-            y = swin_block(x, weights, window=(8, 8), shift=(shift, shift), visible=visible, backend="cpu")
-        if backward:
-            torch.autograd.grad(y, [x, *parameters], grad)
+@pytest.mark.parametrize(("channels", "masked_share"), [(60, 0.75), (180, 0.0)])
+@pytest.mark.parametrize("what", ["forward", "forward+backward"])
+def test_block_bf16(report, channels, masked_share, what):
+    runs = block_runs(channels, masked_share, dtype=torch.bfloat16)
+    name = f"swin_block {what}, C={channels}, {masked_share:.0%} masked, bf16 / eager fp32"
+    report.times(name, runs.eager[what], runs.ours[what], work=runs.work[what], dtype=torch.bfloat16)
 
-    what = "forward+backward" if backward else "forward"
-    name = f"swin_block {what}, C={channels}, {masked_share:.0%} masked"
-    report(name, run_eager, run_ours, BARS.get((channels, masked_share, backward)))
+
+@pytest.mark.parametrize(("channels", "masked_share"), [(60, 0.75), (60, 0.0), (180, 0.0)])
+@pytest.mark.parametrize("what", RATES)
+def test_rate(report, channels, masked_share, what):
+    """Here the baseline is the time that the block's multiply-adds take at the bar's share of the peak."""
+    runs = block_runs(channels, masked_share)
+    run, macs = runs.ours[what], runs.work[what].macs
+    run()
+    pairs = []
+    for _ in range(21):
+        rate = peak.macs_per_second()
+        pairs.append((macs / (rate * RATES[what]) * 1e3, seconds(run) * 1e3))
+    name = f"rate of swin_block {what} / {RATES[what]:.0%} of peak, C={channels}, {masked_share:.0%} masked"
+    gflops = 2e-9 * rate
+    bar = 1.0 if (channels, masked_share) == (60, 0.75) else None
+    report.row(name, pairs, "ms", bar=bar, peak_gflops=gflops)

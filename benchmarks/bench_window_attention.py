@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import work
 
 from masked_swin.kernels import VisibleTokens, Windows, window_attention
 
@@ -45,6 +46,9 @@ def test_window_attention(report, masked_share, backward):
         if backward:
             torch.autograd.grad(out.flatten(2), inputs, grad)
 
-    what = "forward+backward" if backward else "forward"
-    ratio = report(f"window_attention {what}, {masked_share:.0%} masked", run_eager, run_ours)
+    forward_work, backward_work = work.attention(
+        BATCH * WINDOWS.tokens, HEADS * HEAD_DIM, 1 - masked_share, WINDOWS.size
+    )
+    name = f"window_attention {'forward+backward' if backward else 'forward'}, {masked_share:.0%} masked"
+    ratio = report.times(name, run_eager, run_ours, work=forward_work + backward_work if backward else forward_work)
     assert ratio > 1, "slower than the eager operators"

@@ -1,93 +1,101 @@
-"""Benchmarks compare by pairs: ours and the baseline in turn, so that a drifting machine speed cancels in the ratio.
+"""Rows: each compares ours with a baseline by pairs of runs in turn, prints itself, and goes to results/cpu.json.
 
-The rows are printed and written to benchmarks/results/cpu.json.
+A ratio above 1 means that ours is better; the bar is what it should reach.
 """
 
 import json
 import os
-import platform
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # the public-style network is the baseline
-
-from masked_swin.kernels import CPU_LIBRARY
+from measuring import OtherWork, commit, interleaved, machine, ratio
+from work import Work
 
 ROWS: list[dict[str, object]] = []
 RESULTS = Path(__file__).parent / "results" / "cpu.json"
+TIMEOUT = 1800  # seconds for a row: torch.compile takes minutes
+BUSY = 0.1  # cores
 
 
-def interleaved(baseline: Callable[[], object], ours: Callable[[], object], pairs: int = 11) -> dict[str, float]:
-    """Median times in ms and the median of the pairwise ratios baseline / ours, with its quartiles."""
-    baseline(), ours()
-    times = []
-    for _ in range(pairs):
-        pair = []
-        for run in (baseline, ours):
-            start = time.perf_counter()
-            run()
-            pair.append(time.perf_counter() - start)
-        times.append(pair)
-    ratios = sorted(slow / fast for slow, fast in times)
-    quartiles = statistics.quantiles(ratios, n=4)
-    return {
-        "baseline_ms": statistics.median(t[0] for t in times) * 1e3,
-        "ours_ms": statistics.median(t[1] for t in times) * 1e3,
-        "ratio": quartiles[1],
-        "ratio_q1": quartiles[0],
-        "ratio_q3": quartiles[2],
-    }
+class Report:
+    """Records the rows of one test."""
+
+    def __init__(self) -> None:
+        self.load, self.others = os.getloadavg()[0], OtherWork()
+
+    def times(
+        self,
+        name: str,
+        baseline: Callable[[], object],
+        ours: Callable[[], object],
+        *,
+        bar: float | None = None,
+        pairs: int = 11,
+        work: Work | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> float:
+        """A row of run times; `work` is what ours has at least to do, in `dtype`. Returns the ratio."""
+        values = [(slow * 1e3, fast * 1e3) for slow, fast in interleaved(baseline, ours, pairs)]
+        floor = None if work is None else work.floor(dtype)
+        return self.row(name, values, "ms", bar=bar, floor=None if floor is None else floor * 1e3)
+
+    def row(
+        self,
+        name: str,
+        pairs: Sequence[tuple[float, float]],
+        unit: str,
+        *,
+        bar: float | None = None,
+        floor: float | None = None,
+        **more: object,
+    ) -> float:
+        """A row of pairs (baseline, ours) in `unit`; `floor` is the least that ours could be. Returns the ratio."""
+        row: dict[str, object] = {"name": name, "bar": bar, "unit": unit, **ratio(pairs), "pairs": len(pairs), **more}
+        if floor is not None:
+            row["floor_share"] = floor / ratio(pairs)["ours"]
+        row |= {"load_before": self.load, "cores_used_by_others": self.others.cores()}
+        row |= {"machine": machine(), "commit": commit(), "measured": time.strftime("%Y-%m-%d %H:%M")}
+        ROWS.append(row)
+        return ratio(pairs)["ratio"]
 
 
 @pytest.fixture
-def report(benchmark):
-    """Record a comparison: `report(name, baseline, ours, bar)` also gives ours to pytest-benchmark."""
-
-    def compare(
-        name: str, baseline: Callable[[], object], ours: Callable[[], object], bar: float | None = None, pairs: int = 11
-    ) -> float:
-        result = interleaved(baseline, ours, pairs)
-        benchmark.extra_info.update(result)
-        benchmark.pedantic(ours, rounds=2, warmup_rounds=0)
-        ROWS.append({"name": name, "bar": bar, **result})
-        return result["ratio"]
-
-    return compare
+def report() -> Report:
+    return Report()
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.timeout(TIMEOUT))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not ROWS:
         return
     write = terminalreporter.write_line
     write("")
-    head = ("eager / ours, median of pairs [quartiles]", "ratio", "bar", "eager ms", "ours ms")
-    write(f"{head[0]:62} {head[1]:>22} {head[2]:>5} {head[3]:>9} {head[4]:>9}")
+    head = ("baseline / ours, median of pairs [quartiles]", "ratio", "bar", "baseline", "ours", "floor")
+    write("{:60} {:>20}  {:>4} {:>9} {:>9} {:>7}".format(*head))
     for row in ROWS:
-        ratio = f"{row['ratio']:.2f} [{row['ratio_q1']:.2f}, {row['ratio_q3']:.2f}]"
-        bar = "" if row["bar"] is None else f"{row['bar']:.1f}"
-        write(f"{row['name']:62} {ratio:>22} {bar:>5} {row['baseline_ms']:9.2f} {row['ours_ms']:9.2f}")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    machine = (
-        f"{processor()}, {torch.get_num_threads()} threads, {CPU_LIBRARY.instruction_set or 'no native library'}, "
-        f"torch {torch.__version__}, python {platform.python_version()}, commit {commit.stdout.strip() or 'unknown'}, "
-        f"load {os.getloadavg()[0]:.1f}"
-    )
-    write(machine)
+        write(line(row))
+    write(f"{machine()}, commit {commit()}")
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps([row | {"machine": machine} for row in ROWS], indent=1) + "\n")
+    kept = []
+    if config.option.keyword and RESULTS.exists():  # a part of the rows
+        measured = {row["name"] for row in ROWS}
+        kept = [row for row in json.loads(RESULTS.read_text()) if row["name"] not in measured]
+    RESULTS.write_text(json.dumps(kept + ROWS, indent=1) + "\n")
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def line(row: dict[str, object]) -> str:
+    spread = f"{row['ratio']:.2f} [{row['ratio_q1']:.2f}, {row['ratio_q3']:.2f}]"
+    bar = "" if row["bar"] is None else f"{row['bar']:.1f}"
+    share = f"{row['floor_share']:4.0%}" if "floor_share" in row else "    "
+    missed = row["bar"] is not None and row["ratio"] < row["bar"]
+    others = row["cores_used_by_others"] or 0.0
+    notes = ["below the bar"] * missed + [f"BUSY: others used {others:.1f} cores"] * (others > BUSY)
+    values = f"{row['baseline']:9.2f} {row['ours']:9.2f} {row['unit']}"
+    return f"{row['name']:60} {spread:>20}  {bar:>4} {values} {share} {'; '.join(notes)}".rstrip()
