@@ -7,6 +7,7 @@ SET_UP := $(VENV)/.set-up
 # 1: a kernel library that does not compile stops the setup; 0: set up without it (pure Python).
 NATIVE ?= 1
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h')
+FORMATTED = $(CXX_FILES) $(shell find tests benchmarks -name "*.cpp")
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -57,14 +58,15 @@ sanitize: setup
 lint: setup
 	$(RUN) ruff check
 	$(RUN) ruff format --check
-	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+	$(VENV)/bin/clang-format --dry-run --Werror $(FORMATTED)
 
 format: setup
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
-	$(VENV)/bin/clang-format -i $(CXX_FILES)
+	$(VENV)/bin/clang-format -i $(FORMATTED)
 
 bench: setup
+	$(if $(ROWS),,rm -f benchmarks/results/cpu.json)
 	$(RUN) pytest benchmarks/bench_*.py --verbosity=0 $(if $(ROWS),-k "$(ROWS)")
 
 performance: setup

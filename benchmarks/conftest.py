@@ -5,6 +5,7 @@ A ratio above 1 means that ours is better; the bar is what it should reach.
 
 import json
 import os
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,9 +39,12 @@ class Report:
         dtype: torch.dtype = torch.float32,
     ) -> float:
         """A row of run times; `work` is what ours has at least to do, in `dtype`. Returns the ratio."""
-        values = [(slow * 1e3, fast * 1e3) for slow, fast in interleaved(baseline, ours, pairs)]
-        floor = None if work is None else work.floor(dtype)
-        return self.row(name, values, "ms", bar=bar, floor=None if floor is None else floor * 1e3)
+        values, shares = [], []
+        for slow, fast in interleaved(baseline, ours, pairs):
+            values.append((slow * 1e3, fast * 1e3))
+            floor = None if work is None else work.floor(dtype)  # each time: the peak drifts, too
+            shares += [] if floor is None else [floor / fast]
+        return self.row(name, values, "ms", bar=bar, floor_share=statistics.median(shares) if shares else None)
 
     def row(
         self,
@@ -49,13 +53,10 @@ class Report:
         unit: str,
         *,
         bar: float | None = None,
-        floor: float | None = None,
         **more: object,
     ) -> float:
-        """A row of pairs (baseline, ours) in `unit`; `floor` is the least that ours could be. Returns the ratio."""
+        """A row of pairs (baseline, ours) in `unit`, and `more` to be recorded. Returns the ratio."""
         row: dict[str, object] = {"name": name, "bar": bar, "unit": unit, **ratio(pairs), "pairs": len(pairs), **more}
-        if floor is not None:
-            row["floor_share"] = floor / ratio(pairs)["ours"]
         row |= {"load_before": self.load, "cores_used_by_others": self.others.cores()}
         row |= {"machine": machine(), "commit": commit(), "measured": time.strftime("%Y-%m-%d %H:%M")}
         ROWS.append(row)
@@ -72,30 +73,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.timeout(TIMEOUT))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not ROWS:
         return
     write = terminalreporter.write_line
     write("")
     head = ("baseline / ours, median of pairs [quartiles]", "ratio", "bar", "baseline", "ours", "floor")
-    write("{:60} {:>20}  {:>4} {:>9} {:>9} {:>7}".format(*head))
+    write("{:66} {:>20}  {:>4} {:>9} {:>9} {:>7}".format(*head))
     for row in ROWS:
         write(line(row))
     write(f"{machine()}, commit {commit()}")
     RESULTS.parent.mkdir(exist_ok=True)
-    kept = []
-    if config.option.keyword and RESULTS.exists():  # a part of the rows
-        measured = {row["name"] for row in ROWS}
-        kept = [row for row in json.loads(RESULTS.read_text()) if row["name"] not in measured]
+    measured = {row["name"] for row in ROWS}
+    earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    kept = [row for row in earlier if row["name"] not in measured]  # where only some rows were asked for
     RESULTS.write_text(json.dumps(kept + ROWS, indent=1) + "\n")
 
 
 def line(row: dict[str, object]) -> str:
     spread = f"{row['ratio']:.2f} [{row['ratio_q1']:.2f}, {row['ratio_q3']:.2f}]"
     bar = "" if row["bar"] is None else f"{row['bar']:.1f}"
-    share = f"{row['floor_share']:4.0%}" if "floor_share" in row else "    "
+    share = f"{row['floor_share']:4.0%}" if row.get("floor_share") else "    "
     missed = row["bar"] is not None and row["ratio"] < row["bar"]
     others = row["cores_used_by_others"] or 0.0
     notes = ["below the bar"] * missed + [f"BUSY: others used {others:.1f} cores"] * (others > BUSY)
     values = f"{row['baseline']:9.2f} {row['ours']:9.2f} {row['unit']}"
-    return f"{row['name']:60} {spread:>20}  {bar:>4} {values} {share} {'; '.join(notes)}".rstrip()
+    return f"{row['name']:66} {spread:>20}  {bar:>4} {values} {share} {'; '.join(notes)}".rstrip()

@@ -5,7 +5,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,10 +19,13 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(baseline: Callable[[], object], ours: Callable[[], object], pairs: int) -> list[tuple[float, float]]:
+def interleaved(
+    baseline: Callable[[], object], ours: Callable[[], object], pairs: int
+) -> Iterator[tuple[float, float]]:
     """Seconds of both in turn, so that a drifting machine speed cancels in the ratio; one run of each comes before."""
     baseline(), ours()
-    return [(seconds(baseline), seconds(ours)) for _ in range(pairs)]
+    for _ in range(pairs):
+        yield seconds(baseline), seconds(ours)
 
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:

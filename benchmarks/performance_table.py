@@ -14,7 +14,7 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         spread = f"{row['ratio']:.2f} [{row['ratio_q1']:.2f}, {row['ratio_q3']:.2f}]"
         bar = "" if row["bar"] is None else f"{row['bar']:g}"
-        share = f"{row['floor_share']:.0%}" if "floor_share" in row else ""
+        share = f"{row['floor_share']:.0%}" if row.get("floor_share") else ""
         times = f"{row['baseline']:.4g} {row['unit']} | {row['ours']:.4g} {row['unit']}"
         lines.append(f"| {row['name']} | {spread} | {bar} | {times} | {share} |")
     machines = sorted({f"{row['machine']}, commit {row['commit']}" for row in rows})

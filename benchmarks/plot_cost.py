@@ -50,7 +50,7 @@ def measure(quick: bool) -> dict:
             runs = block_runs(**{**BASE, sweep: value})
             point = {"value": value}
             for part in PARTS:
-                pairs = interleaved(runs.eager[part], runs.ours[part], 2 if quick else 7)
+                pairs = list(interleaved(runs.eager[part], runs.ours[part], 2 if quick else 7))
                 point |= {f"eager {part}": ratio(pairs)["baseline"] * 1e3, f"ours {part}": ratio(pairs)["ours"] * 1e3}
             cost[sweep].append(point)
             print(sweep, point, flush=True)

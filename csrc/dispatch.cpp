@@ -1,7 +1,8 @@
-#include "dispatch.h"
-
+// Chooses the instruction set.
 #include <cstdlib>
 #include <cstring>
+
+#include "run.h"
 
 namespace masked_swin {
 

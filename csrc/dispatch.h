@@ -1,12 +1,10 @@
-// Chooses the instruction set, and runs an operation's steps on torch's threads.
+// Runs an operation's steps on torch's threads.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
 #include "run.h"
 
 namespace masked_swin {
-
-const Kernels& kernels();  // chosen once
 
 struct TorchThreads {
   template <class F>
@@ -17,13 +15,13 @@ struct TorchThreads {
 
 template <class Problem>
 void run_forward(const Problem& problem, const Steps<Problem>& steps, int64_t windows) {
-  const bool done = Run(problem, kernels(), steps, windows, TorchThreads()).forward();
+  const bool done = Run(problem, steps, windows, TorchThreads()).forward();
   STD_TORCH_CHECK(done, "masked_swin: out of memory for scratch");
 }
 
 template <class Problem>
 void run_backward(const Problem& problem, const Steps<Problem>& steps, int64_t windows) {
-  const bool done = Run(problem, kernels(), steps, windows, TorchThreads()).backward();
+  const bool done = Run(problem, steps, windows, TorchThreads()).backward();
   STD_TORCH_CHECK(done, "masked_swin: out of memory for scratch");
 }
 

@@ -1,4 +1,4 @@
-// Runs an operation's steps in parallel. Free of torch: tests/checks/threads.cpp runs them on threads of its own.
+// Runs an operation's steps in parallel. No torch in here: tests/checks/threads.cpp brings threads of its own.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -8,6 +8,8 @@
 #include "cpu/kernels.h"
 
 namespace masked_swin {
+
+const Kernels& kernels();  // of the best instruction set, chosen once
 
 // Windows are cut into chunks by their number alone: sums over windows have the same order, and results the same bits,
 // for any number of threads.
@@ -42,9 +44,8 @@ struct Buffers {
 template <class Problem, class ParallelFor>
 class Run {
  public:
-  Run(const Problem& problem, const Kernels& kernels, const Steps<Problem>& steps, int64_t windows,
-      ParallelFor parallel_for)
-      : problem_(problem), kernels_(kernels), steps_(steps), windows_(windows), parallel_for_(parallel_for) {
+  Run(const Problem& problem, const Steps<Problem>& steps, int64_t windows, ParallelFor parallel_for)
+      : problem_(problem), steps_(steps), windows_(windows), parallel_for_(parallel_for) {
     prepared_ = Buffers::grown(Buffers::mine().prepared, steps.prepared_size(problem));
     each(steps.prepare_jobs(problem), [&](int64_t job) {
       steps_.prepare(problem_, prepared_, static_cast<int>(job));
@@ -67,7 +68,7 @@ class Run {
     const int64_t parts = std::min<int64_t>(64, static_cast<int64_t>(size));
     each(parts, [&](int64_t part) {
       const size_t begin = size * part / parts, end = size * (part + 1) / parts;
-      for (int64_t i = 1; i < chunks(); i++) kernels_.add(sums + begin, sums + size * i + begin, end - begin);
+      for (int64_t i = 1; i < chunks(); i++) kernels().add(sums + begin, sums + size * i + begin, end - begin);
       return true;
     });
     return each(steps_.finish_jobs(problem_), [&](int64_t job) {
@@ -91,7 +92,6 @@ class Run {
   }
 
   const Problem& problem_;
-  const Kernels& kernels_;
   const Steps<Problem>& steps_;
   int64_t windows_;
   ParallelFor parallel_for_;

@@ -1,12 +1,12 @@
-// The kernels of one instruction set (MASKED_SWIN_ISA) on threads of this program, without torch: for ThreadSanitizer,
-// which cannot follow torch's pool, and for processors that torch is not installed for.
+// The kernels on threads of this program, without torch: for ThreadSanitizer, which cannot follow torch's pool, and for
+// processors that torch is not installed for. MASKED_SWIN_CPU_ISA chooses the instruction set, as in the library.
 //
 //   threads                 the results are the same bits on 1, 2 and 4 threads
 //   threads --save FILE     and are written to FILE
 //   threads --compare FILE  and equal those of another build, but for rounding
 //   threads --plant-race    all chunks add into the same sums: ThreadSanitizer must see it
 //
-// Exit code 0: so it is; 1: it is not; 2: this processor lacks the instruction set.
+// Exit code 0: so it is; 1: it is not.
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -21,9 +21,6 @@
 #include "run.h"
 
 namespace masked_swin {
-namespace MASKED_SWIN_ISA {
-const Kernels& kernels();
-}
 namespace {
 
 using Floats = std::vector<float>;
@@ -85,9 +82,8 @@ struct Written {
 };
 
 template <class Problem>
-void run(const Problem& a, const Steps<Problem>& steps, const Kernels& kernels, int64_t windows, bool backward,
-         int threads) {
-  Run run(a, kernels, steps, windows, Threads{threads});
+void run(const Problem& a, const Steps<Problem>& steps, int64_t windows, bool backward, int threads) {
+  Run run(a, steps, windows, Threads{threads});
   if (!(backward ? run.backward() : run.forward())) throw std::bad_alloc();
 }
 
@@ -143,13 +139,13 @@ struct BlockCase {
 
     Written out{pixels * C};
     a.out = out[0];
-    run(a, kernels.swin_block, kernels, a.windows(), false, threads);
+    run(a, kernels.swin_block, a.windows(), false, threads);
     Written grads{pixels * C, C, C, 3 * C * C, 3 * C, heads * N * N, C * C, C, C, C, M * C, M, C * M, C, C};
     a.out = grads[0];
     a.grad_out = grad.data();
     a.grads = weights([&](int i) { return grads[i + 1]; });
     if (mode != MaskMode::token) grads.tensors.pop_back();
-    run(a, kernels.swin_block, kernels, a.windows(), true, threads);
+    run(a, kernels.swin_block, a.windows(), true, threads);
     out.tensors.insert(out.tensors.end(), grads.tensors.begin(), grads.tensors.end());
     return out.tensors;
   }
@@ -202,7 +198,7 @@ struct AttentionCase {
 
     Written out{outputs * row};
     a.out = {out[0], stride, compact_queries && !masked};
-    run(a, kernels.window_attention, kernels, a.windows, false, threads);
+    run(a, kernels.window_attention, a.windows, false, threads);
     Written grads{q.size(), k.size(), v.size(), bias.size(), shared.size()};
     a.grad_out = {grad.data(), stride, a.out.compact};
     a.grad_q = {grads[0], stride, compact_queries};
@@ -211,7 +207,7 @@ struct AttentionCase {
     a.grad_bias = grads[3];
     a.grad_masked = grads[4];
     if (!masked) grads.tensors.pop_back();
-    run(a, kernels.window_attention, kernels, a.windows, true, threads);
+    run(a, kernels.window_attention, a.windows, true, threads);
     out.tensors.insert(out.tensors.end(), grads.tensors.begin(), grads.tensors.end());
     return out.tensors;
   }
@@ -253,7 +249,7 @@ double relative_error(const Floats& value, const Floats& expected) {
 
 int check(const std::string& option, const char* file) {
   constexpr double ROUNDING = 1e-5;  // of sums in fp32, as a share of the tensor's norm
-  const Kernels& real = MASKED_SWIN_ISA::kernels();
+  const Kernels& real = masked_swin::kernels();
   const Kernels kernels = option == "--plant-race" ? with_planted_race(real) : real;
   std::ofstream save(option == "--save" ? file : "", std::ios::binary);
   std::ifstream other(option == "--compare" ? file : "", std::ios::binary);
@@ -294,16 +290,6 @@ int check(const std::string& option, const char* file) {
   return wrong > 0 || (option == "--save" && !save.flush());
 }
 
-bool runs_here() {
-#if defined(__x86_64__)
-  const std::string isa = MASKED_SWIN_ISA::kernels().name;
-  __builtin_cpu_init();
-  if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (isa.find("avx512") == 0) return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
-#endif
-  return true;
-}
-
 }  // namespace
 }  // namespace masked_swin
 
@@ -314,5 +300,5 @@ int main(int count, char** arguments) {
     fprintf(stderr, "usage: threads [--save FILE | --compare FILE | --plant-race]\n");
     return 1;
   }
-  return masked_swin::runs_here() ? masked_swin::check(option, with_file ? arguments[2] : nullptr) : 2;
+  return masked_swin::check(option, with_file ? arguments[2] : nullptr);
 }
