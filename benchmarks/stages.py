@@ -1,6 +1,5 @@
 """Where the time of a training step goes, by stage, from torch's profiler."""
 
-import bisect
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -69,18 +68,14 @@ def _stages(network: nn.Module, step: Callable[[], object], steps: int) -> dict[
             return "rest" if found is None else found.name
         return next(stage for name, stage in OPERATORS.items() if found.name.startswith(name))
 
-    # A backward function has the sequence number of the forward operator that made it.
-    forward = sorted(
-        (event.sequence_nr, named_stage(event))
-        for event in events
-        if event.sequence_nr >= 0 and enclosing(event, lambda e: e.name.startswith(BACKWARD)) is None
-    )
-    numbers = [number for number, _ in forward]
+    # A backward function has the sequence number that the forward operator which made it was the last to see.
+    forward = {}
+    for event in sorted(events, key=lambda e: e.time_range.start):
+        if event.sequence_nr >= 0 and enclosing(event, lambda e: e.name.startswith(BACKWARD)) is None:
+            forward[event.sequence_nr] = named_stage(event)
     total: dict[str, float] = defaultdict(float)
     for event in events:
         backward = enclosing(event, lambda e: e.name.startswith(BACKWARD))
-        stage = named_stage(event)
-        if backward is not None:
-            stage = forward[max(bisect.bisect_right(numbers, backward.sequence_nr) - 1, 0)][1]
+        stage = named_stage(event) if backward is None else forward.get(backward.sequence_nr, "rest")
         total[stage] += event.self_cpu_time_total / 1e3 / steps
     return {stage: total[stage] for stage in STAGES}
