@@ -1,5 +1,6 @@
 // The operator swin_block on the CPU.
 #include "dispatch.h"
+#include "kinds.h"
 #include "tensors.h"
 
 namespace masked_swin {

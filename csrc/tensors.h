@@ -9,7 +9,7 @@
 #include <tuple>
 #include <vector>
 
-#include "kinds.h"
+#include "cpu/kernels.h"
 
 namespace masked_swin {
 

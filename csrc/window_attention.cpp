@@ -1,5 +1,6 @@
 // The operator window_attention on the CPU.
 #include "dispatch.h"
+#include "kinds.h"
 #include "tensors.h"
 
 namespace masked_swin {

@@ -97,25 +97,16 @@ struct BlockCase {
   // y, then the gradients
   std::vector<Floats> results(const Kernels& kernels, int threads) const {
     Random random;
-    const size_t C = channels, M = hidden, N = at.tokens(), pixels = at.batch * at.height * at.width;
-    Kinds kinds(at.regions().data(), at.windows(), at.tokens());
+    const size_t C = channels, M = hidden, pixels = at.batch * at.height * at.width;
+    const size_t table = (2 * at.window_height - 1) * (2 * at.window_width - 1) * heads;
     const Floats x = random.vector(pixels * C), grad = random.vector(pixels * C),
                  drop_path = random.vector(2 * at.batch);
     const float c = 1 / sqrtf(C), m = 1 / sqrtf(M);
-    Floats w[] = {random.vector(C, 0.3f, 1),
-                  random.vector(C),
-                  random.vector(3 * C * C, c),
-                  random.vector(3 * C),
-                  random.vector(heads * N * N),
-                  random.vector(C * C, c),
-                  random.vector(C),
-                  random.vector(C, 0.3f, 1),
-                  random.vector(C),
-                  random.vector(M * C, c),
-                  random.vector(M),
-                  random.vector(C * M, m),
-                  random.vector(C),
-                  random.vector(C)};
+    Floats w[] = {random.vector(C, 0.3f, 1), random.vector(C),          random.vector(3 * C * C, c),
+                  random.vector(3 * C),      random.vector(table),      random.vector(C * C, c),
+                  random.vector(C),          random.vector(C, 0.3f, 1), random.vector(C),
+                  random.vector(M * C, c),   random.vector(M),          random.vector(C * M, m),
+                  random.vector(C),          random.vector(C)};
     std::vector<unsigned char> visible;
     for (size_t i = 0; i < pixels; i++) visible.push_back(random.one() * 0.5f + 0.5f < keep);
 
@@ -126,12 +117,13 @@ struct BlockCase {
     a.shift_height = at.shift_height, a.shift_width = at.shift_width;
     a.mode = mode;
     a.keep = keep < 1 ? reinterpret_cast<const bool*>(visible.data()) : nullptr;
-    a.bias = {heads,
-              at.tokens(),
-              at.tokens(),
-              w[4].data(),
-              a.keep && mode != MaskMode::drop,
-              a.keep && mode == MaskMode::drop ? EXCLUDED : -100.0f};
+    a.bias.heads = heads;
+    a.bias.queries = a.bias.keys = at.tokens();
+    a.bias.bias = w[4].data();
+    a.bias.table_height = at.window_height, a.bias.table_width = at.window_width;
+    a.bias.masked = a.keep && mode != MaskMode::drop;
+    a.bias.penalty = a.keep && mode == MaskMode::drop ? EXCLUDED : -100.0f;
+    const Kinds kinds(a);
     kinds.describe(a.bias);
     a.weights = weights([&](int i) { return w[i].data(); });
     a.drop_path_scale = drop_path.data();
@@ -140,7 +132,7 @@ struct BlockCase {
     Written out{pixels * C};
     a.out = out[0];
     run(a, kernels.swin_block, a.windows(), false, threads);
-    Written grads{pixels * C, C, C, 3 * C * C, 3 * C, heads * N * N, C * C, C, C, C, M * C, M, C * M, C, C};
+    Written grads{pixels * C, C, C, 3 * C * C, 3 * C, table, C * C, C, C, C, M * C, M, C * M, C, C};
     a.out = grads[0];
     a.grad_out = grad.data();
     a.grads = weights([&](int i) { return grads[i + 1]; });
@@ -185,7 +177,11 @@ struct AttentionCase {
     a.windows = windows;
     a.head_dim = head_dim;
     a.scale = 0.4f;
-    a.bias = {heads, at.tokens(), at.tokens(), bias.data(), masked, masked || !compact_keys ? -100.0f : EXCLUDED};
+    a.bias.heads = heads;
+    a.bias.queries = a.bias.keys = at.tokens();
+    a.bias.bias = bias.data();
+    a.bias.masked = masked;
+    a.bias.penalty = masked || !compact_keys ? -100.0f : EXCLUDED;
     kinds.describe(a.bias);
     a.q = {q.data(), stride, compact_queries};
     a.k = {k.data(), stride, compact_keys};
