@@ -32,7 +32,7 @@ def our_stages(steps: int) -> dict[str, float]:
     """The same of the trainer's own step, loader included."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(TrainConfig(output=folder, batch_size=BATCH, patch_size=SIZE[0], device="cpu"))
-        trainer.sampler.batch = _marked(trainer.sampler.batch, "loader")  # type: ignore[method-assign]
+        trainer.loader.batches = _marked(trainer.loader.batches, "loader")  # type: ignore[method-assign]
         return _stages(trainer.model, trainer.train_step, steps)
 
 

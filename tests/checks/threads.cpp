@@ -93,6 +93,7 @@ struct BlockCase {
   int channels, heads, hidden;
   MaskMode mode;
   float keep;  // share of visible tokens; 1: no mask
+  bool bf16;
 
   // y, then the gradients
   std::vector<Floats> results(const Kernels& kernels, int threads) const {
@@ -116,6 +117,7 @@ struct BlockCase {
     a.window_height = at.window_height, a.window_width = at.window_width;
     a.shift_height = at.shift_height, a.shift_width = at.shift_width;
     a.mode = mode;
+    a.bf16 = bf16;
     a.keep = keep < 1 ? reinterpret_cast<const bool*>(visible.data()) : nullptr;
     a.bias.heads = heads;
     a.bias.queries = a.bias.keys = at.tokens();
@@ -211,10 +213,12 @@ struct AttentionCase {
 
 // 32 windows at least: a chunk, a thread's unit of work, holds 16 or more of them.
 const BlockCase BLOCKS[] = {
-    {"published size, 25 % visible", {1, 64, 64, 8, 8, 4, 4}, 60, 6, 120, MaskMode::zero, 0.25f},
-    {"dense", {1, 48, 64, 8, 8, 4, 4}, 30, 3, 60, MaskMode::zero, 1.0f},
-    {"rectangle, mask token", {2, 18, 30, 3, 5, 1, 2}, 14, 2, 42, MaskMode::token, 0.5f},
-    {"keys dropped", {3, 32, 24, 4, 6, 0, 3}, 20, 2, 20, MaskMode::drop, 0.3f},
+    {"published size, 25 % visible", {1, 64, 64, 8, 8, 4, 4}, 60, 6, 120, MaskMode::zero, 0.25f, false},
+    {"bf16", {1, 48, 64, 8, 8, 4, 4}, 60, 6, 120, MaskMode::zero, 0.25f, true},
+    {"dense bf16", {1, 48, 64, 8, 8, 0, 4}, 36, 3, 72, MaskMode::zero, 1.0f, true},
+    {"dense", {1, 48, 64, 8, 8, 4, 4}, 30, 3, 60, MaskMode::zero, 1.0f, false},
+    {"rectangle, mask token", {2, 18, 30, 3, 5, 1, 2}, 14, 2, 42, MaskMode::token, 0.5f, false},
+    {"keys dropped", {3, 32, 24, 4, 6, 0, 3}, 20, 2, 20, MaskMode::drop, 0.3f, false},
 };
 const AttentionCase ATTENTIONS[] = {
     {"dense, window mask", {3, 32, 32, 8, 8, 4, 4}, 2, 10, false, false, false, true},
@@ -273,14 +277,15 @@ int check(const std::string& option, const char* file) {
         error = other.read(reinterpret_cast<char*>(theirs.data()), bytes) ? relative_error(values, theirs) : INFINITY;
         largest = fmax(largest, error);
       }
-      if (finite && error <= ROUNDING) continue;
-      printf("%s: tensor %zu %s, error %.1e\n", what.name, i, finite ? "is finite" : "is not finite", error);
+      if (finite && error <= ROUNDING) continue;  // not so if it is NaN
+      if (!finite) printf("%s: tensor %zu is not finite\n", what.name, i);
+      if (error > ROUNDING) printf("%s: tensor %zu differs from the other build by %.1e\n", what.name, i, error);
       wrong++;
     }
   };
   for (const BlockCase& block : BLOCKS) check_case(block);
   for (const AttentionCase& attention : ATTENTIONS) check_case(attention);
-  printf("%s: %d tensors, the same bits on 1, 2 and 4 threads: %s", real.name, tensors, wrong ? "NO" : "yes");
+  printf("%s: %d tensors, %s", real.name, tensors, wrong ? "WRONG" : "the same bits on 1, 2 and 4 threads");
   if (option == "--compare") printf("; largest relative difference %.1e", largest);
   printf("\n");
   return wrong > 0 || (option == "--save" && !save.flush());
