@@ -37,6 +37,7 @@ def test_rate(report, channels, masked_share, what):
     pairs = []
     for _ in range(21):
         rate = peak.macs_per_second()
+        run()  # wakes torch's threads, which slept meanwhile
         pairs.append((macs / (rate * RATES[what]) * 1e3, seconds(run) * 1e3))
     name = f"rate of swin_block {what} / {RATES[what]:.0%} of peak, C={channels}, {masked_share:.0%} masked"
     gflops = 2e-9 * rate
