@@ -12,7 +12,11 @@ from torch import Tensor
 from torch.library import register_autocast, register_autograd, register_fake
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-NATIVE_BACKENDS = {"cpu": "cpu"}  # name -> device type
+# backend -> the operations it has, and the dtype that its operators compute in under autocast (None: what they get)
+NATIVE_BACKENDS: dict[str, tuple[tuple[str, ...], torch.dtype | None]] = {
+    "cpu": (("window_attention", "swin_block"), torch.float32),
+    "triton": (("window_attention",), None),
+}
 
 _ATTENTION = (
     "Tensor q, Tensor k, Tensor v, Tensor bias, Tensor? masked, Tensor? offsets, Tensor? position, Tensor? regions, "
@@ -76,7 +80,7 @@ _OPERATORS = {
 }
 
 
-def _register(name: str, operator: _Operator, backend: str, device_type: str) -> None:
+def _register(name: str, operator: _Operator, backend: str, autocast: torch.dtype | None) -> None:
     forward, backward = f"masked_swin::{name}_{backend}", f"masked_swin::{name}_{backend}_backward"
     tags = (torch.Tag.pt2_compliant_tag,)
     torch.library.define(forward, f"({operator.arguments}) -> Tensor", tags=tags)
@@ -104,7 +108,8 @@ def _register(name: str, operator: _Operator, backend: str, device_type: str) ->
     register_fake(backward)(operator.backward_fake)
     register_autograd(forward, gradient, setup_context=save)
     register_autograd(backward, refuse, setup_context=lambda ctx, inputs, output: None)
-    register_autocast(forward, device_type, torch.float32)
+    if autocast is not None:
+        register_autocast(forward, "cpu", autocast)
 
 
 def _register_token_mask() -> None:
@@ -120,7 +125,24 @@ def _register_token_mask() -> None:
         return sample.new_empty((sample.shape[0], heads, tokens), dtype=torch.bool)
 
 
-for _backend, _device_type in NATIVE_BACKENDS.items():
-    for _name, _operator in _OPERATORS.items():
-        _register(_name, _operator, _backend, _device_type)
+def _implement_in_triton() -> None:
+    """Triton is imported when it is first used; the CPU is there for its interpreter."""
+
+    @torch.library.impl("masked_swin::window_attention_triton", ("cuda", "cpu"))
+    def _(*inputs):  # type: ignore[no-untyped-def]
+        from . import triton_backend
+
+        return triton_backend.forward(*inputs)
+
+    @torch.library.impl("masked_swin::window_attention_triton_backward", ("cuda", "cpu"))
+    def _(*inputs):  # type: ignore[no-untyped-def]
+        from . import triton_backend
+
+        return triton_backend.backward(*inputs)
+
+
+for _backend, (_names, _autocast) in NATIVE_BACKENDS.items():
+    for _name in _names:
+        _register(_name, _OPERATORS[_name], _backend, _autocast)
 _register_token_mask()
+_implement_in_triton()

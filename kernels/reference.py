@@ -71,7 +71,7 @@ def window_attention(
         foreign = visible.regions[:, None, :, None] != visible.regions[:, None, None, :]
         foreign = foreign.repeat(visible.batch, 1, 1, 1)
     if masked_take_part:
-        probability = _softmax(score - 100.0 * foreign)
+        probability = _softmax(torch.where(foreign, score - 100.0, score))
     else:
         gone = foreign | ~keep_per_head(visible).transpose(1, 2)[:, :, None, :]
         probability = _softmax(score.masked_fill(gone, float("-inf")))

@@ -1,5 +1,8 @@
 """The public attention operation: contract, checks and the choice of a backend."""
 
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -12,6 +15,8 @@ from .native import CPU_LIBRARY
 from .visible import VisibleTokens
 
 MAX_HEAD_DIM = 128
+MAX_TRITON_TOKENS = 256  # the backward holds all queries of a window
+TRITON_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"  # then Triton runs its kernels on CPU tensors
 
 
 class AttentionInputs(NamedTuple):
@@ -62,11 +67,11 @@ def window_attention(
         masked: q, k, v of every masked token, each (heads, head_dim): the qkv bias for the published mask.
         window_mask: (M, T, S) added to the score of window w as window_mask[w % M], for nets that bring one; no
             gradient. Entries at or below -1e30, as -inf, exclude the key; a query without any key gets 0.
-        backend: a name ("cpu", "reference"), or None for the first that can run.
+        backend: a name ("cpu", "triton", "reference"), or None for the first that can run.
 
     Returns:
         The shape of q; (W, T, heads, head_dim) if masked tokens are given. Under autocast the "cpu" backend computes
-        and returns float32. It has no second derivative and no forward-mode derivative.
+        and returns float32, "triton" the autocast dtype. Neither has a second or a forward-mode derivative.
 
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, or if the backend cannot run.
@@ -156,10 +161,45 @@ def not_float32(tensors: list[Tensor]) -> str | None:
     return None
 
 
+def _triton_unavailable() -> str | None:
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not TRITON_INTERPRETS and not torch.cuda.is_available():
+        return "PyTorch sees no NVIDIA or AMD device here"
+    return None
+
+
+def _triton_why_not(inputs: AttentionInputs) -> str | None:
+    q, bias = inputs.q, inputs.bias
+    if q.device.type != "cuda" and not TRITON_INTERPRETS:
+        return f"needs a CUDA tensor, got one on {q.device}"
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"needs float32, bfloat16 or float16, got {q.dtype}"
+    if inputs.visible is not None and inputs.visible.heads is not None:
+        return "per-head masks are not in this kernel"
+    if q.shape[-1] > MAX_HEAD_DIM:
+        return f"head_dim is {q.shape[-1]}, at most {MAX_HEAD_DIM} fit"
+    if max(bias.shape[1:]) > MAX_TRITON_TOKENS:
+        return f"a window has {max(bias.shape[1:])} tokens, at most {MAX_TRITON_TOKENS} fit"
+    return None
+
+
+def _run_triton(inputs: AttentionInputs) -> Tensor:
+    if torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+        masked = inputs.masked and tuple(tensor.to(dtype) for tensor in inputs.masked)
+        inputs = inputs._replace(q=inputs.q.to(dtype), k=inputs.k.to(dtype), v=inputs.v.to(dtype), masked=masked)
+    return _run_operator(torch.ops.masked_swin.window_attention_triton, inputs)
+
+
 def _run_cpu(inputs: AttentionInputs) -> Tensor:
+    return _run_operator(torch.ops.masked_swin.window_attention_cpu, inputs)
+
+
+def _run_operator(operator: Callable[..., Tensor], inputs: AttentionInputs) -> Tensor:
     q, k, v, bias, scale, visible, masked, window_mask = inputs
     compact = visible is not None and k.dim() == 3
-    out: Tensor = torch.ops.masked_swin.window_attention_cpu(
+    return operator(
         q,
         k,
         v,
@@ -171,10 +211,10 @@ def _run_cpu(inputs: AttentionInputs) -> Tensor:
         window_mask,
         scale,
     )
-    return out
 
 
 REGISTRY["window_attention"] += [
     Backend("cpu", _run_cpu, _cpu_why_not, lambda: CPU_LIBRARY.why_not),
+    Backend("triton", _run_triton, _triton_why_not, _triton_unavailable),
     Backend("reference", lambda inputs: reference.window_attention(**inputs._asdict()), lambda inputs: None),
 ]

@@ -1,0 +1,116 @@
+"""What the attention kernels of the Triton backend need of a window: its tokens, and what is added to their scores.
+
+Legend: a *place* is where a token lies in its window; a *row* is where it lies in its tensor, counted from the window's
+first row. Tiles are (queries, keys) of a window, in float32.
+"""
+
+import triton
+import triton.language as tl
+
+NO_KEY = tl.constexpr(-1e29)  # scores from here down are no keys (kernels/reference.py); a running maximum starts here
+
+
+@triton.jit
+def rows_of_places_kernel(offsets_ptr, position_ptr, rows_ptr, PLACES: tl.constexpr, BLOCK: tl.constexpr):
+    """(windows, places): the row of the visible token at each place of each window, or -1."""
+    window = tl.program_id(0)
+    first = tl.load(offsets_ptr + window)
+    count = tl.load(offsets_ptr + window + 1) - first
+    lane = tl.arange(0, BLOCK)
+    place = tl.load(position_ptr + first + lane, mask=lane < count, other=-1)
+    row = tl.max(tl.where(lane[:, None] == place[None, :], lane[None, :], -1), 1)
+    tl.store(rows_ptr + window * PLACES + lane, row, mask=lane < PLACES)
+
+
+@triton.jit
+def window_rows(window, offsets_ptr, ROWS: tl.constexpr):
+    """First row and number of rows of a window: in the list of visible tokens, or of a windowed tensor."""
+    first = window.to(tl.int64) * ROWS
+    count = ROWS
+    if offsets_ptr is not None:
+        begin = tl.load(offsets_ptr + window)
+        count = tl.load(offsets_ptr + window + 1) - begin
+        first = begin.to(tl.int64)
+    return first, count
+
+
+@triton.jit
+def load_head(base_ptr, row, valid, STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """One head of the rows, (rows, BLOCK_D), 0 outside."""
+    dim = tl.arange(0, BLOCK_D)
+    mask = valid[:, None] & (dim < HEAD_DIM)[None, :]
+    return tl.load(base_ptr + row[:, None] * STRIDE + dim[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_head(base_ptr, row, valid, tile, STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    dim = tl.arange(0, BLOCK_D)
+    mask = valid[:, None] & (dim < HEAD_DIM)[None, :]
+    tl.store(base_ptr + row[:, None] * STRIDE + dim[None, :], tile.to(base_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_masked(masked_ptr, WHICH: tl.constexpr, head, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The q, k or v (WHICH = 0, 1, 2) that all masked tokens share, (BLOCK_D,)."""
+    dim = tl.arange(0, BLOCK_D)
+    return tl.load(masked_ptr + (WHICH * HEADS + head) * HEAD_DIM + dim, mask=dim < HEAD_DIM, other=0.0)
+
+
+@triton.jit
+def load_region(region_ptr, place, valid):
+    """The shift region of each place; all the same without a shift."""
+    region = tl.zeros(place.shape, tl.int32)
+    if region_ptr is not None:
+        region = tl.load(region_ptr + place, mask=valid, other=0)
+    return region
+
+
+@triton.jit
+def pair_bias(
+    bias_ptr, mask_ptr, region_ptr, query_place, query_region, query_valid, key_place, key_valid,
+    QUERIES: tl.constexpr, EXCLUDE: tl.constexpr,
+):  # fmt: skip
+    """What is added to the scores: position bias, window mask, shift regions; -inf where there is no pair.
+
+    Bias (of one head) and mask are (keys, queries) in memory: the places of visible keys pick rows of adjacent queries.
+    """
+    valid = query_valid[:, None] & key_valid[None, :]
+    pair = key_place[None, :] * QUERIES + query_place[:, None]
+    added = tl.load(bias_ptr + pair, mask=valid, other=0.0).to(tl.float32)
+    if mask_ptr is not None:
+        added += tl.load(mask_ptr + pair, mask=valid, other=0.0).to(tl.float32)
+    if region_ptr is not None:
+        foreign = query_region[:, None] != load_region(region_ptr, key_place, key_valid)[None, :]
+        added = tl.where(foreign, float("-inf") if EXCLUDE else added - 100.0, added)
+    return tl.where(valid & ~(added <= NO_KEY), added, float("-inf"))  # NaN stays
+
+
+@triton.jit
+def scores(q, k, added, scale, PRECISION: tl.constexpr):
+    return tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + added
+
+
+@triton.jit
+def raise_maximum(highest, score):
+    """The running maximum of each query after more keys, and the factor of what was summed under the old one."""
+    raised = tl.maximum(highest, tl.max(score, 1))
+    return raised, tl.exp(highest - raised)
+
+
+@triton.jit
+def masked_keys(
+    bias_ptr, mask_ptr, region_ptr, rows_ptr, query_place, query_region, query_valid,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """All masked keys of each query as one: the largest bias b among them and E = sum exp(bias - b)."""
+    top = tl.full(query_place.shape, NO_KEY, tl.float32)
+    mass = tl.zeros(query_place.shape, tl.float32)
+    for start in range(0, KEYS, BLOCK_N):
+        place = start + tl.arange(0, BLOCK_N)
+        masked = tl.load(rows_ptr + place, mask=place < KEYS, other=0) < 0
+        added = pair_bias(
+            bias_ptr, mask_ptr, region_ptr, query_place, query_region, query_valid, place, masked, QUERIES, False
+        )
+        top, shrink = raise_maximum(top, added)
+        mass = mass * shrink + tl.sum(tl.exp(added - top[:, None]), 1)
+    return top, mass
