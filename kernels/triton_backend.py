@@ -58,7 +58,9 @@ def _prepare(
     if offsets is not None:
         rows = torch.empty(windows, keys, dtype=torch.int32, device=q.device)
         arguments = (offsets, position, rows)
-        triton_launch.launch(rows_of_places_kernel, (windows,), *arguments, num_warps=4, PLACES=keys, BLOCK=_block(keys))
+        triton_launch.launch(
+            rows_of_places_kernel, (windows,), *arguments, num_warps=4, PLACES=keys, BLOCK=_block(keys)
+        )
     q, k, v = _rows(q), _rows(k), _rows(v)
     # Keys first: the visible keys of a window then pick rows of adjacent queries.
     bias = bias.transpose(1, 2).contiguous()
@@ -120,7 +122,7 @@ def backward(grad_out: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Te
     heads, queries, keys = bias.shape
     grad_out = grad_out.contiguous()
     rows = grad_out.numel() // (heads * q.shape[-1])
-    stats = torch.empty(rows, heads, 2, dtype=torch.float32, device=q.device)
+    stats = torch.empty(rows, heads, 3, dtype=torch.float32, device=q.device)
     new = torch.zeros_like if call.compact_keys else torch.empty_like  # rows that no window owns stay 0
     dk, dv = (new(tensor, memory_format=torch.contiguous_format) for tensor in (k, v))
     dq = torch.zeros_like(q, memory_format=torch.contiguous_format)

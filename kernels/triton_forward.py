@@ -1,19 +1,20 @@
-"""Window attention in Triton, forward (kernels/README.md has the formulas): a program computes some heads of a window."""
+"""Window attention in Triton, forward: a program computes some heads of a window. Formulas: kernels/README.md."""
 
 import triton
 import triton.language as tl
 
 from .triton_pairs import (
     NO_KEY,
-    load_head,
+    load_keys,
     load_masked,
+    load_queries,
     load_region,
     masked_keys,
-    pair_bias,
     raise_maximum,
     scores,
     store_head,
     window_rows,
+    window_tables,
 )
 
 
@@ -34,47 +35,44 @@ def forward_kernel(
     EXCLUDE: tl.constexpr = offsets_ptr is not None and masked_ptr is None
     out_first, out_count = window_rows(window, offsets_ptr if ONLY_VISIBLE else None, QUERIES)
     q_first = key_first if COMPACT_Q else out_first
-    region_ptr = None if regions_ptr is None else regions_ptr + (window % region_windows) * KEYS
-    window_mask_ptr = None if mask_ptr is None else mask_ptr + (window % mask_windows).to(tl.int64) * (QUERIES * KEYS)
+    position_ptr, rows_ptr, region_ptr, mask_ptr = window_tables(
+        window, position_ptr, rows_ptr, regions_ptr, mask_ptr, region_windows, mask_windows, key_first, QUERIES, KEYS
+    )
 
     for start in range(0, out_count, BLOCK_T):
         out_row = start + tl.arange(0, BLOCK_T)
         valid = out_row < out_count
         place = out_row
         if ONLY_VISIBLE:
-            place = tl.load(position_ptr + key_first + out_row, mask=valid, other=0)
+            place = tl.load(position_ptr + out_row, mask=valid, other=0)
         q_row = out_row
         if COMPACT_Q and not ONLY_VISIBLE:
-            q_row = tl.load(rows_ptr + window * KEYS + out_row, mask=valid, other=0)
+            q_row = tl.load(rows_ptr + out_row, mask=valid, other=0)
         region = load_region(region_ptr, place, valid)
 
         for head in range(first_head, tl.minimum(first_head + HEADS_EACH, HEADS)):
+            column = head * HEAD_DIM
             head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
-            q = load_head(q_ptr + q_first * Q_STRIDE + head * HEAD_DIM, q_row, valid & (q_row >= 0), Q_STRIDE, HEAD_DIM, BLOCK_D)
+            q = load_queries(
+                q_ptr + q_first * Q_STRIDE + column, q_row, valid, masked_ptr, head, Q_STRIDE, HEADS, HEAD_DIM, BLOCK_D
+            )
             highest = tl.full((BLOCK_T,), NO_KEY, tl.float32)
             total = tl.zeros((BLOCK_T,), tl.float32)
             out = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
             if masked_ptr is not None:
-                q = tl.where((q_row >= 0)[:, None], q, load_masked(masked_ptr, 0, head, HEADS, HEAD_DIM, BLOCK_D)[None, :])
                 k_masked = load_masked(masked_ptr, 1, head, HEADS, HEAD_DIM, BLOCK_D).to(tl.float32)
                 v_masked = load_masked(masked_ptr, 2, head, HEADS, HEAD_DIM, BLOCK_D).to(tl.float32)
                 top, total = masked_keys(
-                    head_bias_ptr, window_mask_ptr, region_ptr, rows_ptr + window * KEYS, place, region, valid,
-                    QUERIES, KEYS, BLOCK_N,
-                )  # fmt: skip
+                    head_bias_ptr, mask_ptr, region_ptr, rows_ptr, place, region, valid, QUERIES, KEYS, BLOCK_N
+                )
                 highest = tl.sum(q.to(tl.float32) * k_masked[None, :], 1) * scale + top
                 out = total[:, None] * v_masked[None, :]
             for key_start in range(0, key_count, BLOCK_S):
-                key_row = key_start + tl.arange(0, BLOCK_S)
-                key_valid = key_row < key_count
-                key_place = key_row
-                if offsets_ptr is not None:
-                    key_place = tl.load(position_ptr + key_first + key_row, mask=key_valid, other=0)
-                k = load_head(k_ptr + key_first * K_STRIDE + head * HEAD_DIM, key_row, key_valid, K_STRIDE, HEAD_DIM, BLOCK_D)
-                v = load_head(v_ptr + key_first * V_STRIDE + head * HEAD_DIM, key_row, key_valid, V_STRIDE, HEAD_DIM, BLOCK_D)
-                added = pair_bias(
-                    head_bias_ptr, window_mask_ptr, region_ptr, place, region, valid, key_place, key_valid,
-                    QUERIES, EXCLUDE,
+                k, v, _, added = load_keys(
+                    k_ptr + key_first * K_STRIDE + column, v_ptr + key_first * V_STRIDE + column, position_ptr,
+                    key_start + tl.arange(0, BLOCK_S), key_count,
+                    head_bias_ptr, mask_ptr, region_ptr, place, region, valid,
+                    K_STRIDE, V_STRIDE, HEAD_DIM, BLOCK_D, QUERIES, EXCLUDE,
                 )  # fmt: skip
                 score = scores(q, k, added, scale, PRECISION)
                 highest, shrink = raise_maximum(highest, score)

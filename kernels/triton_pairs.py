@@ -50,10 +50,28 @@ def store_head(base_ptr, row, valid, tile, STRIDE: tl.constexpr, HEAD_DIM: tl.co
 
 
 @triton.jit
-def load_masked(masked_ptr, WHICH: tl.constexpr, head, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+def load_masked(
+    masked_ptr, WHICH: tl.constexpr, head, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """The q, k or v (WHICH = 0, 1, 2) that all masked tokens share, (BLOCK_D,)."""
     dim = tl.arange(0, BLOCK_D)
     return tl.load(masked_ptr + (WHICH * HEADS + head) * HEAD_DIM + dim, mask=dim < HEAD_DIM, other=0.0)
+
+
+@triton.jit
+def window_tables(
+    window, position_ptr, rows_ptr, regions_ptr, mask_ptr, region_windows, mask_windows, key_first,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """The parts of positions, rows, regions and mask that belong to a window; None where there are none."""
+    if position_ptr is not None:
+        position_ptr += key_first
+        rows_ptr += window * KEYS
+    if regions_ptr is not None:
+        regions_ptr += (window % region_windows) * KEYS
+    if mask_ptr is not None:
+        mask_ptr += (window % mask_windows).to(tl.int64) * (QUERIES * KEYS)
+    return position_ptr, rows_ptr, regions_ptr, mask_ptr
 
 
 @triton.jit
@@ -83,6 +101,40 @@ def pair_bias(
         foreign = query_region[:, None] != load_region(region_ptr, key_place, key_valid)[None, :]
         added = tl.where(foreign, float("-inf") if EXCLUDE else added - 100.0, added)
     return tl.where(valid & ~(added <= NO_KEY), added, float("-inf"))  # NaN stays
+
+
+@triton.jit
+def load_keys(
+    k_ptr, v_ptr, position_ptr, row, count, bias_ptr, mask_ptr, region_ptr, query_place, query_region, query_valid,
+    K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    QUERIES: tl.constexpr, EXCLUDE: tl.constexpr,
+):  # fmt: skip
+    """k, v and places of the keys in the given rows, and what is added to their scores.
+
+    k, v and positions begin at the window's first row; without positions, rows lie at their places.
+    """
+    valid = row < count
+    place = row
+    if position_ptr is not None:
+        place = tl.load(position_ptr + row, mask=valid, other=0)
+    k = load_head(k_ptr, row, valid, K_STRIDE, HEAD_DIM, BLOCK_D)
+    v = load_head(v_ptr, row, valid, V_STRIDE, HEAD_DIM, BLOCK_D)
+    added = pair_bias(
+        bias_ptr, mask_ptr, region_ptr, query_place, query_region, query_valid, place, valid, QUERIES, EXCLUDE
+    )
+    return k, v, place, added
+
+
+@triton.jit
+def load_queries(
+    q_ptr, row, valid, masked_ptr, head,
+    Q_STRIDE: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One head of q; rows of masked tokens, -1, get the q that they share."""
+    q = load_head(q_ptr, row, valid & (row >= 0), Q_STRIDE, HEAD_DIM, BLOCK_D)
+    if masked_ptr is not None:
+        q = tl.where((row >= 0)[:, None], q, load_masked(masked_ptr, 0, head, HEADS, HEAD_DIM, BLOCK_D)[None, :])
+    return q
 
 
 @triton.jit

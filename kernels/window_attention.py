@@ -16,6 +16,7 @@ from .visible import VisibleTokens
 
 MAX_HEAD_DIM = 128
 MAX_TRITON_TOKENS = 256  # the backward holds all queries of a window
+TRITON_INSTALLED = find_spec("triton") is not None
 TRITON_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"  # then Triton runs its kernels on CPU tensors
 
 
@@ -162,7 +163,7 @@ def not_float32(tensors: list[Tensor]) -> str | None:
 
 
 def _triton_unavailable() -> str | None:
-    if find_spec("triton") is None:
+    if not TRITON_INSTALLED:
         return "the package triton is not installed"
     if not TRITON_INTERPRETS and not torch.cuda.is_available():
         return "PyTorch sees no NVIDIA or AMD device here"

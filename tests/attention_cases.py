@@ -78,5 +78,34 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     return error / norm if norm > 0 else error
 
 
+def errors(case: Case, dtype: torch.dtype, backend: str) -> dict[str, tuple[float, float]]:
+    """Relative errors of the output and every gradient against float64: of the backend, and of torch's own operators.
+
+    The case is rounded to `dtype` first: the errors are those of the computation.
+    """
+    case = Case({name: tensor.to(dtype).double() for name, tensor in case.tensors.items()}, case.fixed)
+    truth, true_grads = case.run(torch.float64, "reference")
+    ours, our_grads = case.run(dtype, backend)
+    eager, eager_grads = case.run(dtype, "reference")
+    found = {}
+    for name, exact, value, yardstick in [
+        ("out", truth, ours, eager),
+        *((n, true_grads[n], our_grads[n], eager_grads[n]) for n in true_grads),
+    ]:
+        assert value.dtype == dtype, name
+        assert value.isfinite().all(), name
+        if exact.norm() > 1e-9 * (1 + truth.norm()):  # gradients that vanish in theory have no relative error
+            found[name] = relative_error(value, exact), relative_error(yardstick, exact)
+        else:
+            assert value.norm() <= 10 * torch.finfo(dtype).eps * (1 + truth.norm()), name
+    return found
+
+
+def assert_small(found: dict[str, tuple[float, float]], dtype: torch.dtype) -> None:
+    """Errors are at most twice those of torch's own operators, plus two roundings."""
+    for name, (ours, eager) in found.items():
+        assert ours <= 2 * eager + 2 * torch.finfo(dtype).eps, f"{name}: {ours:.1e}, torch {eager:.1e}"
+
+
 def mean_error(values: list[float]) -> float:
     return sum(values) / len(values)

@@ -13,3 +13,9 @@ def _reproducible_and_poisoned():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compiled_kernels_of_this_run(tmp_path_factory):
+    """Triton keeps what it compiles in the home folder, which may be read-only or hold another version's."""
+    os.environ["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))

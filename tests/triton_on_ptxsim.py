@@ -1,16 +1,27 @@
 """Runs the Triton backend on CPU tensors: kernels compiled for a GPU that need not be there, executed by ptxsim."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from ptxsim import Stats, launch_triton
+import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-SIGNATURES = {
+from masked_swin.kernels import triton_launch
+
+sys.path.insert(0, str(Path(__file__).parent / "ptxsim"))
+from ptxsim import Stats, launch_triton
+
+SM_80 = GPUTarget("cuda", 80, 32)
+POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -19,59 +30,76 @@ SIGNATURES = {
 }
 
 
-def compile_kernel(kernel: Any, arguments: tuple, num_warps: int, constants: dict[str, Any], target: Any) -> Any:
-    """What Triton compiles for these arguments, on any machine. None arguments are constants, as at run time."""
-    from triton import compile as triton_compile
-    from triton.compiler import ASTSource
+class Launch(NamedTuple):
+    kernel: str
+    compiled: Any
+    stats: Stats | None
 
-    from masked_swin.kernels.triton_launch import NUM_STAGES
 
+def compile_kernel(kernel: Any, arguments: tuple, num_warps: int, constants: dict[str, Any], target: GPUTarget) -> Any:
+    """What Triton compiles for these arguments at run time, for any GPU and on any machine."""
     signature, attributes = {}, {}
     constants = dict(constants)
     for position, name in enumerate(kernel.arg_names):
-        if name in constants or arguments[position] is None:
+        argument = arguments[position] if position < len(arguments) else None
+        if argument is None:
             signature[name] = "constexpr"
             constants.setdefault(name, None)
-        elif isinstance(arguments[position], Tensor):
-            signature[name] = SIGNATURES[arguments[position].dtype]
+        elif isinstance(argument, Tensor):
+            signature[name] = POINTERS[argument.dtype]
             attributes[(position,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "fp32" if isinstance(arguments[position], float) else "i32"
+            signature[name] = "fp32" if isinstance(argument, float) else "i32"
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton_compile(source, target=target, options={"num_warps": num_warps, "num_stages": NUM_STAGES})
+    return triton.compile(source, target, {"num_warps": num_warps, "num_stages": triton_launch.NUM_STAGES})
 
 
 @dataclass
 class Emulator:
-    """Takes the place of `triton_launch.launch`; keeps the counters of every launch."""
+    """Takes the place of `triton_launch.launch`.
+
+    Attributes:
+        checks: for uninitialised reads and races, besides the bounds that are always checked.
+        sample: run only so many programs of each grid, evenly spaced; None = all. The results are then incomplete.
+        launches: what was started, with its counters.
+    """
 
     checks: bool = True
-    capability: int = 80
-    launches: list[tuple[str, Any, Stats]] = field(default_factory=list)
-    sample: int | None = None  # run only so many programs of a grid, evenly spaced
+    sample: int | None = None
+    launches: list[Launch] = field(default_factory=list)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        compiled = compile_kernel(kernel, arguments, num_warps, constants, GPUTarget("cuda", self.capability, 32))
+        compiled = compile_kernel(kernel, arguments, num_warps, constants, SM_80)
         given = [argument for argument in arguments if argument is not None]
-        programs = grid[0] * (grid[1] if len(grid) > 1 else 1) * (grid[2] if len(grid) > 2 else 1)
-        options: dict[str, Any] = {"initcheck": self.checks, "racecheck": self.checks}
+        programs = prod(grid)
+        chosen = None
         if self.sample is not None and programs > self.sample:
-            options["ctas"] = [programs * i // self.sample for i in range(self.sample)]
-        stats = launch_triton(compiled, grid, given, **options)
-        self.launches.append((kernel.fn.__name__, compiled, stats))
+            chosen = [programs * i // self.sample for i in range(self.sample)]
+        stats = launch_triton(compiled, grid, given, ctas=chosen, initcheck=self.checks, racecheck=self.checks)
+        self.launches.append(Launch(kernel.fn.__name__, compiled, stats))
+
+
+@dataclass
+class Compiler:
+    """Takes the place of `triton_launch.launch`, too, but only compiles."""
+
+    target: GPUTarget
+    launches: list[Launch] = field(default_factory=list)
+
+    def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
+        compiled = compile_kernel(kernel, arguments, num_warps, constants, self.target)
+        self.launches.append(Launch(kernel.fn.__name__, compiled, None))
 
 
 @contextmanager
-def on_ptxsim(**options: Any) -> Iterator[Emulator]:
-    """Within, backend="triton" takes CPU tensors and every kernel runs on the emulator."""
-    from masked_swin.kernels import triton_launch, window_attention  # noqa: F401
-    import sys
-
-    emulator = Emulator(**options)
-    module = sys.modules["masked_swin.kernels.window_attention"]
+def in_place_of_launch(stand_in: Any) -> Iterator[Any]:
+    """Within, backend="triton" takes CPU tensors, and `stand_in.launch` gets its kernels."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TRITON_INTERPRETS", True)
-        patch.setattr(triton_launch, "launch", emulator.launch)
-        yield emulator
+        # The package's attribute of that name is the function.
+        patch.setattr(sys.modules["masked_swin.kernels.window_attention"], "TRITON_INTERPRETS", True)
+        patch.setattr(triton_launch, "launch", stand_in.launch)
+        yield stand_in
+
+
+def on_ptxsim(**options: Any) -> Any:
+    return in_place_of_launch(Emulator(**options))
