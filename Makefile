@@ -11,7 +11,7 @@ FORMATTED = $(CXX_FILES) $(shell find tests benchmarks -name "*.cpp")
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test check test-slow packaging sanitize lint format bench performance clean distclean
+.PHONY: help setup demo test test-gpu check test-slow packaging sanitize lint format bench bench-gpu performance clean distclean
 
 help:
 	@echo "make demo       train two small networks, denoise held-out images, write demo/report.html"
@@ -22,6 +22,7 @@ help:
 	@echo "make sanitize   the kernels under sanitizers alone"
 	@echo "make bench      the benchmarks (long); some of them: make bench ROWS='block and 180'"
 	@echo "make performance  figures and table of docs/performance.md, after make bench"
+	@echo "make test-gpu, bench-gpu   the tests and benchmarks that need an NVIDIA or AMD device"
 	@echo "make setup      .venv with pinned versions and the compiled kernels; the others call it when needed"
 	@echo "make clean      remove what was built;  make distclean: .venv too"
 
@@ -43,6 +44,9 @@ demo: setup
 
 test: setup
 	$(RUN) pytest -m "not slow and not gpu" --verbosity=0
+
+test-gpu: setup
+	$(RUN) pytest -m gpu --verbosity=0
 
 check: lint test-slow packaging
 
@@ -72,6 +76,9 @@ bench: setup
 performance: setup
 	$(VENV)/bin/python benchmarks/plot_cost.py
 	$(VENV)/bin/python benchmarks/performance_table.py
+
+bench-gpu: setup
+	$(VENV)/bin/python benchmarks/gpu_window_attention.py
 
 clean:
 	rm -rf build dist *.egg-info kernels/*.so $(SET_UP)

@@ -17,6 +17,9 @@ from .triton_pairs import rows_of_places_kernel
 
 # Partial sums of the bias gradient: the same number on every device, so that results do not depend on it.
 BIAS_CHUNKS = 64
+# From so many windows on, a program computes all heads of one, whose rows then come from the first-level cache; fewer
+# would leave multiprocessors idle (an A100 has 108, for two programs each).
+ENOUGH_WINDOWS = 216
 
 
 class _Call(NamedTuple):
@@ -65,9 +68,13 @@ def _prepare(
     # Keys first: the visible keys of a window then pick rows of adjacent queries.
     bias = bias.transpose(1, 2).contiguous()
     window_mask = None if window_mask is None else window_mask.transpose(1, 2).contiguous()
+    exp_bias = top = None
+    if masked is not None and window_mask is None:
+        top = bias.float().amax(1)
+        exp_bias = (bias - top[:, None]).exp()
     tf32 = torch.get_float32_matmul_precision() != "highest"
     return _Call(
-        (q, k, v, bias, masked, offsets, position, rows, regions, window_mask),
+        (q, k, v, bias, exp_bias, top, masked, offsets, position, rows, regions, window_mask),
         (1 if regions is None else len(regions), 1 if window_mask is None else len(window_mask), scale),
         {
             "HEADS": heads,
@@ -79,8 +86,6 @@ def _prepare(
             "V_STRIDE": v.stride(0),
             "COMPACT_Q": compact_queries,
             "PRECISION": "tf32" if tf32 else "ieee",
-            "BLOCK_S": 16 if offsets is not None else min(64, _block(keys)),
-            "BLOCK_N": min(64, _block(keys)),
             "BLOCK_D": _block(q.shape[2]),
         },
         windows,
@@ -94,23 +99,49 @@ def _block(extent: int) -> int:
     return max(16, triton.next_power_of_2(extent))
 
 
+def _tiles(call: _Call, kernel: Any) -> dict[str, int]:
+    """Tile sides and warps of a kernel: for windows up to 8x8 the largest that no target spills (TRITON.md)."""
+    queries, keys = _block(call.constants["QUERIES"]), _block(call.constants["KEYS"])
+    if kernel is forward_kernel:
+        queries = 16 if call.compact_output else min(64, queries)
+    large = queries > 64
+    half = call.pointers[0].element_size() == 2  # type: ignore[union-attr]
+    small = half and call.constants["HEAD_DIM"] <= 16
+    keys_each, places_each, warps = (64 if half else 32), (64 if small else 32), 4
+    if kernel is bias_kernel:
+        places_each = (32 if half else 16) if large else 64
+        keys_each = places_each  # these it adds up in registers
+    if call.compact_keys or (large and kernel is inputs_kernel):
+        keys_each = 16  # a window has few visible keys; many queries leave few registers
+    if large:
+        warps = 8
+    heads = call.constants["HEADS"]
+    heads_each = {} if kernel is bias_kernel else {"HEADS_EACH": heads if call.windows >= ENOUGH_WINDOWS else 1}
+    return {
+        **heads_each,
+        "BLOCK_T": queries,
+        "BLOCK_S": min(keys_each, keys),
+        "BLOCK_N": min(places_each, keys),
+        "num_warps": 1 if queries == 16 else warps,
+    }
+
+
 def forward(*inputs: Any) -> Tensor:
     """The operator window_attention_triton."""
     call = _prepare(*inputs)
-    q, heads, queries, head_dim = inputs[0], *inputs[3].shape[:2], inputs[0].shape[-1]
+    q, bias = inputs[0], inputs[3]
+    heads, queries, _ = bias.shape
     if call.compact_output:
         out = torch.zeros_like(q, memory_format=torch.contiguous_format)  # rows that no window owns stay 0
     else:
-        out = q.new_empty(call.windows, queries, heads, head_dim)
-    block = 16 if call.compact_output else min(64, _block(queries))
+        out = q.new_empty(call.windows, queries, heads, q.shape[-1])
+    tiles = _tiles(call, forward_kernel)
     triton_launch.launch(
         forward_kernel,
-        (call.windows, 1),
+        (call.windows, heads // tiles["HEADS_EACH"]),
         *(*call.pointers, out, *call.scalars),
-        num_warps=1 if block == 16 else 4,
-        BLOCK_T=block,
-        HEADS_EACH=heads,
         **call.constants,
+        **tiles,
     )
     return out
 
@@ -129,27 +160,24 @@ def backward(grad_out: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Te
     d_masked = None
     if masked is not None:
         d_masked = torch.empty(call.windows, *masked.shape, dtype=torch.float32, device=q.device)
-    block = _block(queries)
-    warps = 4 if block <= 64 else 8
+    tiles = _tiles(call, inputs_kernel)
     triton_launch.launch(
         inputs_kernel,
-        (call.windows, heads),
+        (call.windows, heads // tiles["HEADS_EACH"]),
         *(grad_out, *call.pointers, dq, dk, dv, d_masked, stats, *call.scalars),
-        num_warps=warps,
-        BLOCK_T=block,
-        HEADS_EACH=1,
         **call.constants,
+        **tiles,
     )
     chunk = -(-call.windows // BIAS_CHUNKS)
     chunks = -(-call.windows // chunk)
     d_bias = torch.empty(chunks, heads, keys, queries, dtype=torch.float32, device=q.device)
+    tiles = _tiles(call, bias_kernel)
     triton_launch.launch(
         bias_kernel,
-        (chunks, heads, -(-keys // call.constants["BLOCK_N"])),
+        (chunks, heads, -(-keys // tiles["BLOCK_N"])),
         *(grad_out, *call.pointers, stats, d_bias, call.windows, chunk, *call.scalars),
-        num_warps=warps,
-        BLOCK_T=block,
         **call.constants,
+        **tiles,
     )
     return (
         dq,

@@ -27,7 +27,8 @@ from .triton_pairs import (
 
 @triton.jit
 def inputs_kernel(
-    grad_ptr, q_ptr, k_ptr, v_ptr, bias_ptr, masked_ptr, offsets_ptr, position_ptr, rows_ptr, regions_ptr, mask_ptr,
+    grad_ptr, q_ptr, k_ptr, v_ptr, bias_ptr, exp_bias_ptr, top_ptr, masked_ptr,
+    offsets_ptr, position_ptr, rows_ptr, regions_ptr, mask_ptr,
     dq_ptr, dk_ptr, dv_ptr, d_masked_ptr, stats_ptr,
     region_windows, mask_windows, scale,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
@@ -36,8 +37,11 @@ def inputs_kernel(
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     HEADS_EACH: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_T spans all queries: dk and dv are reduced in one program. `stats` is (output rows, heads, 3): the largest score,
-    1 / softmax denominator, delta. Kept apart: their logarithm would lose digits where scores are large."""
+    """BLOCK_T spans all queries: dk and dv are reduced in one program.
+
+    `stats` is (output rows, heads, 3): the largest score, 1 / softmax denominator, delta = sum p dp. The first two are
+    apart because the logarithm of their sum would lose digits where scores are large.
+    """
     STRIDE: tl.constexpr = HEADS * HEAD_DIM
     window = tl.program_id(0)
     first_head = tl.program_id(1) * HEADS_EACH
@@ -60,7 +64,7 @@ def inputs_kernel(
         q_row = tl.load(rows_ptr + out_row, mask=valid, other=0)
     region = load_region(region_ptr, place, valid)
 
-    for head in range(first_head, tl.minimum(first_head + HEADS_EACH, HEADS)):
+    for head in range(first_head, first_head + HEADS_EACH):
         column = head * HEAD_DIM
         head_k_ptr = k_ptr + key_first * K_STRIDE + column
         head_v_ptr = v_ptr + key_first * V_STRIDE + column
@@ -76,8 +80,11 @@ def inputs_kernel(
             k_masked = load_masked(masked_ptr, 1, head, HEADS, HEAD_DIM, BLOCK_D).to(tl.float32)
             v_masked = load_masked(masked_ptr, 2, head, HEADS, HEAD_DIM, BLOCK_D).to(tl.float32)
             top, mass = masked_keys(
-                head_bias_ptr, mask_ptr, region_ptr, rows_ptr, place, region, valid, QUERIES, KEYS, BLOCK_N
-            )
+                head_bias_ptr,
+                None if exp_bias_ptr is None else exp_bias_ptr + head * (KEYS * QUERIES),
+                None if exp_bias_ptr is None else top_ptr + head * QUERIES,
+                mask_ptr, region_ptr, rows_ptr, place, region, valid, QUERIES, KEYS, BLOCK_N,
+            )  # fmt: skip
             masked_score = tl.sum(q.to(tl.float32) * k_masked[None, :], 1) * scale + top
             masked_dp = tl.sum(grad.to(tl.float32) * v_masked[None, :], 1)
             highest, total, delta = masked_score, mass, mass * masked_dp
@@ -96,7 +103,8 @@ def inputs_kernel(
             dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
             total = total * shrink + tl.sum(p, 1)
             delta = delta * shrink + tl.sum(p * dp, 1)
-        share = tl.where(total == 0.0, 0.0, 1.0 / total)  # a query without any key has no p
+        none = total == 0.0  # a query without any key has no p
+        share = tl.where(none, 0.0, 1.0 / tl.where(none, 1.0, total))
         delta = delta * share
         stats_row_ptr = stats_ptr + ((out_first + out_row) * HEADS + head) * 3
         tl.store(stats_row_ptr, highest, mask=valid)
@@ -141,7 +149,8 @@ def inputs_kernel(
 
 @triton.jit
 def bias_kernel(
-    grad_ptr, q_ptr, k_ptr, v_ptr, bias_ptr, masked_ptr, offsets_ptr, position_ptr, rows_ptr, regions_ptr, mask_ptr,
+    grad_ptr, q_ptr, k_ptr, v_ptr, bias_ptr, exp_bias_ptr, top_ptr, masked_ptr,
+    offsets_ptr, position_ptr, rows_ptr, regions_ptr, mask_ptr,
     stats_ptr, d_bias_ptr,
     windows, chunk, region_windows, mask_windows, scale,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,

@@ -20,7 +20,8 @@ from .triton_pairs import (
 
 @triton.jit
 def forward_kernel(
-    q_ptr, k_ptr, v_ptr, bias_ptr, masked_ptr, offsets_ptr, position_ptr, rows_ptr, regions_ptr, mask_ptr, out_ptr,
+    q_ptr, k_ptr, v_ptr, bias_ptr, exp_bias_ptr, top_ptr, masked_ptr,
+    offsets_ptr, position_ptr, rows_ptr, regions_ptr, mask_ptr, out_ptr,
     region_windows, mask_windows, scale,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     Q_STRIDE: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, COMPACT_Q: tl.constexpr,
@@ -50,7 +51,7 @@ def forward_kernel(
             q_row = tl.load(rows_ptr + out_row, mask=valid, other=0)
         region = load_region(region_ptr, place, valid)
 
-        for head in range(first_head, tl.minimum(first_head + HEADS_EACH, HEADS)):
+        for head in range(first_head, first_head + HEADS_EACH):
             column = head * HEAD_DIM
             head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
             q = load_queries(
@@ -63,8 +64,11 @@ def forward_kernel(
                 k_masked = load_masked(masked_ptr, 1, head, HEADS, HEAD_DIM, BLOCK_D).to(tl.float32)
                 v_masked = load_masked(masked_ptr, 2, head, HEADS, HEAD_DIM, BLOCK_D).to(tl.float32)
                 top, total = masked_keys(
-                    head_bias_ptr, mask_ptr, region_ptr, rows_ptr, place, region, valid, QUERIES, KEYS, BLOCK_N
-                )
+                    head_bias_ptr,
+                    None if exp_bias_ptr is None else exp_bias_ptr + head * (KEYS * QUERIES),
+                    None if exp_bias_ptr is None else top_ptr + head * QUERIES,
+                    mask_ptr, region_ptr, rows_ptr, place, region, valid, QUERIES, KEYS, BLOCK_N,
+                )  # fmt: skip
                 highest = tl.sum(q.to(tl.float32) * k_masked[None, :], 1) * scale + top
                 out = total[:, None] * v_masked[None, :]
             for key_start in range(0, key_count, BLOCK_S):

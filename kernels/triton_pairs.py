@@ -151,18 +151,43 @@ def raise_maximum(highest, score):
 
 @triton.jit
 def masked_keys(
-    bias_ptr, mask_ptr, region_ptr, rows_ptr, query_place, query_region, query_valid,
+    bias_ptr, exp_bias_ptr, top_ptr, mask_ptr, region_ptr, rows_ptr, query_place, query_region, query_valid,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """All masked keys of each query as one: the largest bias b among them and E = sum exp(bias - b)."""
-    top = tl.full(query_place.shape, NO_KEY, tl.float32)
-    mass = tl.zeros(query_place.shape, tl.float32)
-    for start in range(0, KEYS, BLOCK_N):
-        place = start + tl.arange(0, BLOCK_N)
-        masked = tl.load(rows_ptr + place, mask=place < KEYS, other=0) < 0
-        added = pair_bias(
-            bias_ptr, mask_ptr, region_ptr, query_place, query_region, query_valid, place, masked, QUERIES, False
-        )
-        top, shrink = raise_maximum(top, added)
-        mass = mass * shrink + tl.sum(tl.exp(added - top[:, None]), 1)
+    """All masked keys of each query as one: a largest bias b and E = sum exp(bias - b) over them.
+
+    Without a window mask b is the largest bias of the query's row, and exp(bias - b) is read from `exp_bias_ptr`.
+    """
+    if exp_bias_ptr is None:
+        top = tl.full(query_place.shape, NO_KEY, tl.float32)
+        mass = tl.zeros(query_place.shape, tl.float32)
+        for start in range(0, KEYS, BLOCK_N):
+            place = start + tl.arange(0, BLOCK_N)
+            masked = tl.load(rows_ptr + place, mask=place < KEYS, other=0) < 0
+            added = pair_bias(
+                bias_ptr, mask_ptr, region_ptr, query_place, query_region, query_valid, place, masked, QUERIES, False
+            )
+            top, shrink = raise_maximum(top, added)
+            mass = mass * shrink + tl.sum(tl.exp(added - top[:, None]), 1)
+    else:
+        top = tl.load(top_ptr + query_place, mask=query_valid, other=0.0)
+        mass = tl.zeros(query_place.shape, tl.float32)
+        foreign_mass = tl.zeros(query_place.shape, tl.float32)
+        for start in range(0, KEYS, BLOCK_N):
+            place = start + tl.arange(0, BLOCK_N)
+            masked = tl.load(rows_ptr + place, mask=place < KEYS, other=0) < 0
+            chosen = query_valid[:, None] & masked[None, :]
+            pair = place[None, :] * QUERIES + query_place[:, None]
+            part = tl.load(exp_bias_ptr + pair, mask=chosen, other=0.0)
+            if region_ptr is not None:
+                foreign = query_region[:, None] != load_region(region_ptr, place, masked)[None, :]
+                foreign_mass += tl.sum(tl.where(foreign, part, 0.0), 1)
+                part = tl.where(foreign, 0.0, part)
+            mass += tl.sum(part, 1)
+        if region_ptr is not None:
+            # Beside any masked key of its own region, one of another counts exp(-100): nothing in float32.
+            alone = mass == 0.0
+            mass = tl.where(alone, foreign_mass, mass)
+            top = tl.where(alone, top - 100.0, top)
+        top = tl.where(mass == 0.0, NO_KEY, top)
     return top, mass

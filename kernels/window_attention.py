@@ -188,8 +188,10 @@ def _triton_why_not(inputs: AttentionInputs) -> str | None:
 def _run_triton(inputs: AttentionInputs) -> Tensor:
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
-        masked = inputs.masked and tuple(tensor.to(dtype) for tensor in inputs.masked)
-        inputs = inputs._replace(q=inputs.q.to(dtype), k=inputs.k.to(dtype), v=inputs.v.to(dtype), masked=masked)
+        inputs = inputs._replace(q=inputs.q.to(dtype), k=inputs.k.to(dtype), v=inputs.v.to(dtype))
+        if inputs.masked is not None:
+            q, k, v = inputs.masked
+            inputs = inputs._replace(masked=(q.to(dtype), k.to(dtype), v.to(dtype)))
     return _run_operator(torch.ops.masked_swin.window_attention_triton, inputs)
 
 

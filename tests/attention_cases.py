@@ -25,7 +25,7 @@ class Case:
         out = window_attention(
             inputs["q"], inputs["k"], inputs["v"], inputs["bias"], masked=masked, backend=backend, **fixed
         )
-        cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
+        cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(out)
         grads = torch.autograd.grad((out * cotangent).sum(), list(inputs.values()))
         return out.detach(), dict(zip(inputs, grads, strict=True))
 

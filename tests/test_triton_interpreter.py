@@ -59,6 +59,20 @@ def test_output_and_every_gradient(interpreted, use, shape):
     assert_small(interpreted(case_errors, use, shape, torch.float32), torch.float32)
 
 
+def heads_of_a_window_together(use):
+    """As where windows are many."""
+    from masked_swin.kernels import triton_backend
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_backend, "ENOUGH_WINDOWS", 1)
+        return case_errors(use, "rectangle", torch.float32)
+
+
+@pytest.mark.parametrize("use", ["zero", "visible"])
+def test_heads_of_a_window_together(interpreted, use):
+    assert_small(interpreted(heads_of_a_window_together, use), torch.float32)
+
+
 @pytest.mark.parametrize("use", USES)
 def test_half_precision(interpreted, use):
     assert_small(interpreted(case_errors, use, "published", torch.float16), torch.float16)

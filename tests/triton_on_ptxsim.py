@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import prod
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from masked_swin.kernels import triton_launch
+from masked_swin.kernels.triton_pairs import rows_of_places_kernel
 
 sys.path.insert(0, str(Path(__file__).parent / "ptxsim"))
 from ptxsim import Stats, launch_triton
@@ -32,6 +33,7 @@ POINTERS = {
 
 class Launch(NamedTuple):
     kernel: str
+    arguments: list[str]  # names of those that are not None
     compiled: Any
     stats: Stats | None
 
@@ -54,29 +56,34 @@ def compile_kernel(kernel: Any, arguments: tuple, num_warps: int, constants: dic
     return triton.compile(source, target, {"num_warps": num_warps, "num_stages": triton_launch.NUM_STAGES})
 
 
+def given_names(kernel: Any, arguments: tuple) -> list[str]:
+    return [name for name, argument in zip(kernel.arg_names, arguments, strict=False) if argument is not None]
+
+
 @dataclass
 class Emulator:
     """Takes the place of `triton_launch.launch`.
 
     Attributes:
         checks: for uninitialised reads and races, besides the bounds that are always checked.
-        sample: run only so many programs of each grid, evenly spaced; None = all. The results are then incomplete.
+        every: run only every so-manyth window (or chunk of windows), all its heads; the results are then incomplete.
+            The table of rows is always made: other kernels follow it.
         launches: what was started, with its counters.
     """
 
     checks: bool = True
-    sample: int | None = None
+    every: int = 1
     launches: list[Launch] = field(default_factory=list)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
         compiled = compile_kernel(kernel, arguments, num_warps, constants, SM_80)
         given = [argument for argument in arguments if argument is not None]
-        programs = prod(grid)
         chosen = None
-        if self.sample is not None and programs > self.sample:
-            chosen = [programs * i // self.sample for i in range(self.sample)]
+        if self.every > 1 and kernel is not rows_of_places_kernel:
+            others = [range(extent) for extent in (*grid[1:], 1, 1)[:2]]
+            chosen = list(product(range(0, grid[0], self.every), *others))
         stats = launch_triton(compiled, grid, given, ctas=chosen, initcheck=self.checks, racecheck=self.checks)
-        self.launches.append(Launch(kernel.fn.__name__, compiled, stats))
+        self.launches.append(Launch(kernel.fn.__name__, given_names(kernel, arguments), compiled, stats))
 
 
 @dataclass
@@ -88,7 +95,7 @@ class Compiler:
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
         compiled = compile_kernel(kernel, arguments, num_warps, constants, self.target)
-        self.launches.append(Launch(kernel.fn.__name__, compiled, None))
+        self.launches.append(Launch(kernel.fn.__name__, given_names(kernel, arguments), compiled, None))
 
 
 @contextmanager

@@ -1,0 +1,19 @@
+"""kernels/TRITON.md says what the kernels of today compile to."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import triton
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+
+@pytest.mark.slow
+def test_tables_are_those_of_todays_kernels():
+    import triton_tables
+
+    page = triton_tables.PAGE.read_text()
+    if f"With Triton {triton.__version__}." not in page:
+        pytest.skip(f"the tables were made with another Triton than {triton.__version__}")
+    assert triton_tables.tables() in page, "run benchmarks/triton_tables.py --write"
