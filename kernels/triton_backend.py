@@ -68,9 +68,10 @@ def _prepare(
     # Keys first: the visible keys of a window then pick rows of adjacent queries.
     bias = bias.transpose(1, 2).contiguous()
     window_mask = None if window_mask is None else window_mask.transpose(1, 2).contiguous()
+    masked = None if masked is None else masked.contiguous()
     exp_bias = top = None
     if masked is not None and window_mask is None:
-        top = bias.float().amax(1)
+        top = bias.float().amax(1).clamp(min=-1e29)  # a row of -inf holds no key
         exp_bias = (bias - top[:, None]).exp()
     tf32 = torch.get_float32_matmul_precision() != "highest"
     return _Call(

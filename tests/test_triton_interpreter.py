@@ -151,6 +151,25 @@ def test_unused_rows_are_ignored_and_get_no_gradient(interpreted):
     interpreted(unused_rows)
 
 
+def excluded_by_the_bias():
+    windows = Windows(4, 8, (4, 4), (0, 0))
+    visible = VisibleTokens.from_keep(torch.rand(1, 32) < 0.5, windows)
+    qkv = torch.randn(3, len(visible.index), 2, 3, requires_grad=True)
+    bias = torch.randn(2, 16, 16)
+    bias[0, 3] = float("-inf")  # a query without any key
+    bias[1, 4, ::2] = float("-inf")
+    arguments = {"scale": 0.5, "visible": visible, "masked": tuple(torch.randn(3, 2, 3))}
+    out, truth = (window_attention(*qkv, bias, backend=backend, **arguments) for backend in ("triton", "reference"))
+    assert out[:, 3, 0].count_nonzero() == 0
+    torch.testing.assert_close(out, truth)
+    grads = [torch.autograd.grad(o.square().sum(), qkv)[0] for o in (out, truth)]
+    torch.testing.assert_close(*grads)
+
+
+def test_keys_excluded_by_the_bias(interpreted):
+    interpreted(excluded_by_the_bias)
+
+
 def nan_stays():
     q, k, v = torch.randn(3, 2, 16, 2, 4)
     bias = torch.zeros(2, 16, 16)

@@ -38,26 +38,34 @@ class Launch(NamedTuple):
     stats: Stats | None
 
 
+def is_constant(argument: Any) -> bool:
+    """Triton makes constants of None and of 1."""
+    return argument is None or (isinstance(argument, int) and argument == 1)
+
+
 def compile_kernel(kernel: Any, arguments: tuple, num_warps: int, constants: dict[str, Any], target: GPUTarget) -> Any:
     """What Triton compiles for these arguments at run time, for any GPU and on any machine."""
     signature, attributes = {}, {}
     constants = dict(constants)
     for position, name in enumerate(kernel.arg_names):
-        argument = arguments[position] if position < len(arguments) else None
-        if argument is None:
+        argument = arguments[position] if position < len(arguments) else constants[name]
+        if position >= len(arguments) or is_constant(argument):
             signature[name] = "constexpr"
-            constants.setdefault(name, None)
+            constants[name] = argument
         elif isinstance(argument, Tensor):
             signature[name] = POINTERS[argument.dtype]
-            attributes[(position,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32" if isinstance(argument, float) else "i32"
+        aligned = isinstance(argument, Tensor) or (isinstance(argument, int) and argument % 16 == 0)
+        if signature[name] != "constexpr" and aligned:
+            attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target, {"num_warps": num_warps, "num_stages": triton_launch.NUM_STAGES})
 
 
 def given_names(kernel: Any, arguments: tuple) -> list[str]:
-    return [name for name, argument in zip(kernel.arg_names, arguments, strict=False) if argument is not None]
+    pairs = zip(kernel.arg_names, arguments, strict=False)
+    return [name for name, argument in pairs if not is_constant(argument)]
 
 
 @dataclass
@@ -77,7 +85,7 @@ class Emulator:
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
         compiled = compile_kernel(kernel, arguments, num_warps, constants, SM_80)
-        given = [argument for argument in arguments if argument is not None]
+        given = [argument for argument in arguments if not is_constant(argument)]
         chosen = None
         if self.every > 1 and kernel is not rows_of_places_kernel:
             others = [range(extent) for extent in (*grid[1:], 1, 1)[:2]]
