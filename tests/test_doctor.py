@@ -36,8 +36,9 @@ def test_self_test_measures_every_backend(capsys: pytest.CaptureFixture[str]) ->
     assert doctor.main(["--seconds", "0.01"]) == 0
     out = capsys.readouterr().out.partition("self-test")[2]
     for operation, name, why_not in backend_report():
-        line = next(line for line in out.splitlines() if line.split()[:2] == [operation, name])
-        if why_not is None:
+        lines = [line for line in out.splitlines() if line.split()[:2] == [operation, name]]
+        assert bool(lines) == (why_not is None)
+        for line in lines:
             device, error, milliseconds, ratio = line.split()[2:]
             assert device in ("cpu", "cuda")
             assert 0 < float(error) < doctor.TOLERANCE
