@@ -41,7 +41,7 @@ TARGETS = [
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 WINDOW_8 = {"heads": 2, "grid": (2, 1), "batch": 1}
-WINDOW_16 = {"heads": 2, "head_dim": 30, "window": (16, 16), "shift": (8, 8), "grid": (1, 1), "batch": 1}
+WINDOW_16 = {"heads": 2, "head_dim": 30, "window": (16, 16), "shift": (8, 8), "grid": (2, 1), "batch": 1}
 COMPILED = [
     ("zero", torch.bfloat16, WINDOW_8),
     ("drop", torch.bfloat16, WINDOW_8),
@@ -93,7 +93,8 @@ def compiled_table() -> list[str]:
         columns: dict[str, list[str]] = {}
         for target in TARGETS:
             with pytest.MonkeyPatch.context() as patch, in_place_of_launch(Compiler(target)) as compiler:
-                patch.setattr(triton_backend, "ENOUGH_WINDOWS", 1)  # what many windows get
+                patch.setattr(triton_backend, "ENOUGH_WINDOWS", 1)  # what many windows get:
+                patch.setattr(triton_backend, "BIAS_CHUNKS", 1)  # all heads in a program, chunks of several windows
                 make_case(use, **shape).run(dtype, "triton")
             for launch in compiler.launches:
                 registers, spills = resources(launch, target)

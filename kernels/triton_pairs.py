@@ -173,7 +173,8 @@ def masked_keys(
         top = tl.load(top_ptr + query_place, mask=query_valid, other=0.0)
         mass = tl.zeros(query_place.shape, tl.float32)
         foreign_mass = tl.zeros(query_place.shape, tl.float32)
-        for start in range(0, KEYS, BLOCK_N):
+        # Unrolled: Triton 3.8's pass OptimizeThreadLocality asserts on a loop like this one.
+        for start in tl.static_range(0, KEYS, BLOCK_N):
             place = start + tl.arange(0, BLOCK_N)
             masked = tl.load(rows_ptr + place, mask=place < KEYS, other=0) < 0
             chosen = query_valid[:, None] & masked[None, :]

@@ -59,18 +59,20 @@ def test_output_and_every_gradient(interpreted, use, shape):
     assert_small(interpreted(case_errors, use, shape, torch.float32), torch.float32)
 
 
-def heads_of_a_window_together(use):
-    """As where windows are many."""
+def as_with_many_windows(use):
+    """All heads of a window in a program, and chunks of windows: here three and two."""
     from masked_swin.kernels import triton_backend
 
+    case = make_case(use, window=(3, 5), shift=(1, 2), grid=(5, 1), batch=1, heads=3, head_dim=7, keep=0.5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_backend, "ENOUGH_WINDOWS", 1)
-        return case_errors(use, "rectangle", torch.float32)
+        patch.setattr(triton_backend, "BIAS_CHUNKS", 2)
+        return errors(case, torch.float32, "triton")
 
 
-@pytest.mark.parametrize("use", ["zero", "visible"])
-def test_heads_of_a_window_together(interpreted, use):
-    assert_small(interpreted(heads_of_a_window_together, use), torch.float32)
+@pytest.mark.parametrize("use", USES)
+def test_as_with_many_windows(interpreted, use):
+    assert_small(interpreted(as_with_many_windows, use), torch.float32)
 
 
 @pytest.mark.parametrize("use", USES)

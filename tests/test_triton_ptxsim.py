@@ -12,7 +12,8 @@ RECTANGLE = {"window": (3, 5), "shift": (1, 2), "heads": 3, "head_dim": 7, "keep
 
 
 def run(use, dtype, shape):
-    with on_ptxsim() as emulator:
+    with pytest.MonkeyPatch.context() as patch, on_ptxsim() as emulator:
+        patch.setattr(triton_backend, "BIAS_CHUNKS", 1)  # a chunk of several windows
         assert_small(errors(make_case(use, **shape), dtype, "triton"), dtype)
     assert {"forward_kernel", "inputs_kernel", "bias_kernel"} <= {launch.kernel for launch in emulator.launches}
 
@@ -26,6 +27,16 @@ def test_published_shape_in_bfloat16(use):
 def test_rectangle_in_float32(use, enough_windows, monkeypatch):
     monkeypatch.setattr(triton_backend, "ENOUGH_WINDOWS", enough_windows)  # all heads in a program, or one
     run(use, torch.float32, RECTANGLE)
+
+
+@pytest.mark.parametrize("window_mask", [False, True])
+def test_masked_keys_in_several_tiles(window_mask):
+    """Tiles of 32 places: added up from a table, or with a window mask one by one."""
+    case = make_case("zero", heads=1, head_dim=30, shift=(0, 0), grid=(1, 1), batch=1)
+    if window_mask:
+        case.fixed["window_mask"] = torch.randn(1, 64, 64, dtype=torch.float64)
+    with on_ptxsim():
+        assert_small(errors(case, torch.bfloat16, "triton"), torch.bfloat16)
 
 
 @pytest.mark.slow
