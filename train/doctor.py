@@ -147,6 +147,8 @@ def _attention() -> Case:
         bias = relative_position_bias(table, WINDOWS.window)
         masked = (shared[0], shared[1], shared[2])
         here = _on(visible, q.device)
+        unused = len(here.index) - len(q)  # on devices the list has room for every token
+        q, k, v = (torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, unused)) for rows in (q, k, v))
         return window_attention(q, k, v, bias, scale=0.3, visible=here, masked=masked, backend=backend)
 
     return run, inputs
