@@ -18,6 +18,24 @@ def picture(height: int = 24, width: int = 32, seed: int = 0, dtype: type = np.u
     return values.astype(dtype)
 
 
+def write_pair(folder: Path) -> Path:
+    """The folder, made with the pictures a.png and b.png."""
+    folder.mkdir()
+    for seed, name in enumerate("ab"):
+        PIL.Image.fromarray(picture(seed=seed)).save(folder / f"{name}.png")
+    return folder
+
+
+def write_photos(folder: Path) -> Path:
+    """The folder, made with colour.png, grey.tif and trip/photo.JPG."""
+    (folder / "trip").mkdir(parents=True)
+    colour = PIL.Image.fromarray(picture(21, 30))
+    colour.save(folder / "colour.png")
+    colour.save(folder / "trip" / "photo.JPG", format="JPEG")
+    colour.convert("L").save(folder / "grey.tif")
+    return folder
+
+
 def write_bad_files(folder: Path) -> None:
     """The files BAD and NO_IMAGES."""
     image = PIL.Image.fromarray(picture())

@@ -3,11 +3,10 @@
 import re
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 import yaml
+from image_files import write_photos
 
 from masked_swin import PRESETS, MaskedSwinIR, ModelConfig, __version__, load_checkpoint, save_checkpoint
 from masked_swin.train import demo
@@ -23,14 +22,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    (folder / "trip").mkdir(parents=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (21, 30, 3), dtype=np.uint8)
-    colour = PIL.Image.fromarray(pixels)
-    colour.save(folder / "colour.png")
-    colour.save(folder / "trip" / "photo.JPG", format="JPEG")
-    colour.convert("L").save(folder / "grey.tif")
-    return folder
+    return write_photos(tmp_path / "photos")
 
 
 @pytest.fixture(scope="module")

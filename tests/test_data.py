@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from faults import file_size_limit
+from image_files import picture
 
 from masked_swin.train import data
 from masked_swin.train.data import (
@@ -21,10 +22,6 @@ from masked_swin.train.data import (
     to_tensor,
 )
 from masked_swin.train.images import read_image
-
-
-def picture(height: int = 24, width: int = 32, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.fixture

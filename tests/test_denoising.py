@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from image_files import BAD, NO_IMAGES, picture, write_bad_files, write_bomb, write_deep
+from image_files import BAD, NO_IMAGES, picture, write_bad_files, write_bomb, write_deep, write_photos
 
 from masked_swin import MaskedSwinIR, ModelConfig, denoise, save_checkpoint
 from masked_swin.train import denoising, images
@@ -35,13 +35,7 @@ def one_thread_and_a_limit_of_pixels_restored(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    (folder / "trip").mkdir(parents=True)
-    colour = PIL.Image.fromarray(picture(21, 30))
-    colour.save(folder / "colour.png")
-    colour.save(folder / "trip" / "photo.JPG", format="JPEG")
-    colour.convert("L").save(folder / "grey.tif")
-    return folder
+    return write_photos(tmp_path / "photos")
 
 
 @pytest.fixture(scope="module")

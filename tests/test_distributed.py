@@ -9,11 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 import yaml
+from image_files import write_pair
 
 from masked_swin import ModelConfig
 from masked_swin.train.config import TrainConfig
@@ -23,11 +22,7 @@ from masked_swin.train.loop import Trainer
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
     """Every random choice of training switched on, the images mapped from a file."""
-    images = tmp_path / "images"
-    images.mkdir()
-    for name in ("a", "b"):
-        pixels = np.random.default_rng(ord(name)).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        PIL.Image.fromarray(pixels).save(images / f"{name}.png")
+    images = write_pair(tmp_path / "images")
     return TrainConfig(
         output=str(tmp_path / "one"),
         network=ModelConfig(embed_dim=12, depths=(1, 2), num_heads=(2, 2), window_size=4, drop_path_rate=0.3),

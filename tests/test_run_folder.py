@@ -12,12 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 import yaml
 from faults import file_size_limit, start_training
+from image_files import write_pair
 from torch import Tensor
 
 from masked_swin import ModelConfig, load_checkpoint
@@ -37,11 +36,7 @@ def one_thread() -> None:
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
     """A tiny run on two small images, every random choice of training switched on."""
-    images = tmp_path / "images"
-    images.mkdir()
-    for name in ("a", "b"):
-        pixels = np.random.default_rng(ord(name)).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        PIL.Image.fromarray(pixels).save(images / f"{name}.png")
+    images = write_pair(tmp_path / "images")
     return TrainConfig(
         output=str(tmp_path / "run"),
         network=NETWORK,

@@ -5,13 +5,10 @@ import threading
 import numpy as np
 import pytest
 import torch
+from image_files import picture
 
 from masked_swin.train.data import to_array
 from masked_swin.train.sampler import Loader, PatchSampler
-
-
-def picture(height: int = 24, width: int = 32, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def sampler(seed: int = 0, sigma: float = 15.0) -> PatchSampler:
