@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 # backend -> the operations it has, and the dtype that its operators compute in under autocast (None: what they get)
 NATIVE_BACKENDS: dict[str, tuple[tuple[str, ...], torch.dtype | None]] = {
-    "cpu": (("window_attention", "swin_block"), torch.float32),
+    "cpu": (("window_attention", "swin_block", "convolution"), torch.float32),
     "triton": (("window_attention",), None),
 }
 
@@ -66,6 +66,14 @@ def _block_gradients(inputs, grads):  # type: ignore
     return grads[0], grads[1:14], d_token, *(None,) * 8
 
 
+def _convolution_fake(x, weight, bias):  # type: ignore
+    return x.new_empty((*x.shape[:3], weight.shape[0]))
+
+
+def _convolution_backward_fake(grad_y, *inputs):  # type: ignore
+    return tuple(tensor.new_empty(tensor.shape) for tensor in inputs)
+
+
 _OPERATORS = {
     "window_attention": _Operator(
         _ATTENTION,
@@ -76,6 +84,13 @@ _OPERATORS = {
     ),
     "swin_block": _Operator(
         _BLOCK, "Tensor[]", lambda x, *rest: x.new_empty(x.shape), _block_backward_fake, _block_gradients
+    ),
+    "convolution": _Operator(
+        "Tensor x, Tensor weight, Tensor bias",
+        "(Tensor, Tensor, Tensor)",
+        _convolution_fake,
+        _convolution_backward_fake,
+        lambda inputs, grads: grads,
     ),
 }
 

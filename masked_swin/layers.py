@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from masked_swin.config import ModelConfig
 from masked_swin.kernels import SwinBlockWeights, swin_block
+from masked_swin.kernels.convolution import convolution
 from masked_swin.masking import AttentionMasks
 
 
@@ -132,7 +133,13 @@ def residual_conv(config: ModelConfig) -> nn.Module:
     )
 
 
-def channels_last(conv: nn.Module, x: Tensor) -> Tensor:
-    """Apply convolutions to (B, H, W, C); the permutes are views in the channels-last memory format: no copy."""
-    y: Tensor = conv(x.permute(0, 3, 1, 2))
-    return y.permute(0, 2, 3, 1).contiguous()
+def channels_last(module: nn.Module, x: Tensor) -> Tensor:
+    """Apply convolutions, and what lies between them, to (B, H, W, C)."""
+    if isinstance(module, nn.Sequential):
+        for layer in module:
+            x = channels_last(layer, x)
+        return x
+    if isinstance(module, nn.Conv2d):
+        return convolution(x, module.weight, module.bias)
+    y: Tensor = module(x)
+    return y

@@ -3,10 +3,9 @@
 // A tile is [key][query] with queries in the SIMD lanes. `masked` tokens of the window are ONE more key, the last row:
 // they share k and v, so that only the sum of exp(bias) over them, `weight`, tells their number and places.
 #pragma once
-#include <stdlib.h>
-
 #include "kernels.h"
 #include "product.h"
+#include "scratch.h"
 
 namespace masked_swin {
 namespace MASKED_SWIN_ISA {
@@ -273,53 +272,6 @@ struct BiasSums {
     for (int j = 0; j < p.keys; j++)
       p.each_query(head, j, [=](int i, size_t entry) { grad[entry] += entries[(size_t)j * lanes + i]; });
   }
-};
-
-struct Arena {
-  char* memory = nullptr;
-  size_t size = 0;
-  void grow(size_t wanted) {
-    free(memory);
-    void* block = nullptr;
-    size = posix_memalign(&block, 64, wanted) ? 0 : wanted;
-    memory = size ? static_cast<char*>(block) : nullptr;
-    if (memory) memset(memory, 0, size);
-  }
-  ~Arena() { free(memory); }
-};
-thread_local Arena arena;
-
-// Scratch of one thread, cut into buffers. The memory stays with the thread: fresh pages for every call would cost a
-// tenth of its time. What it holds is arbitrary.
-class Scratch {
- public:
-  // Two passes over the same code: the first adds up the sizes, the second hands out addresses.
-  template <class F>
-  explicit Scratch(F&& lay_out) {
-    lay_out(*this);
-    if (used_ > arena.size) arena.grow(used_);
-    memory_ = arena.memory;
-    used_ = 0;
-    if (ok()) lay_out(*this);
-  }
-  Scratch(const Scratch&) = delete;
-  bool ok() const { return memory_; }
-
-  template <class... T>
-  void take(size_t count, T*&... buffers) {
-    (take_one(count, buffers), ...);
-  }
-
- private:
-  template <class T>
-  void take_one(size_t count, T*& buffer) {
-    buffer = reinterpret_cast<T*>(memory_ + used_);
-    // An odd number of cache lines: equal columns of neighbouring buffers then do not fall on one cache set.
-    used_ += ((count * sizeof(T) + 63) / 64 | 1) * 64;
-  }
-
-  char* memory_ = nullptr;
-  size_t used_ = 0;
 };
 
 }  // namespace

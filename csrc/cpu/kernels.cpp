@@ -8,6 +8,7 @@ namespace MASKED_SWIN_ISA {
 
 extern const Steps<WindowAttention> window_attention_steps;
 extern const Steps<SwinBlock> swin_block_steps;
+extern const Steps<Convolution> convolution_steps;
 void token_mask(const TokenMask& m, int64_t first, int64_t last);
 
 namespace {
@@ -19,7 +20,11 @@ void add(float* to, const float* from, size_t count) {
 #define MASKED_SWIN_STRING_(x) #x
 #define MASKED_SWIN_STRING(x) MASKED_SWIN_STRING_(x)
 const Kernels& kernels() {
-  static const Kernels table = {MASKED_SWIN_STRING(MASKED_SWIN_ISA), window_attention_steps, swin_block_steps, add,
+  static const Kernels table = {MASKED_SWIN_STRING(MASKED_SWIN_ISA),
+                                window_attention_steps,
+                                swin_block_steps,
+                                convolution_steps,
+                                add,
                                 token_mask};
   return table;
 }

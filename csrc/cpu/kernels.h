@@ -91,6 +91,19 @@ struct SwinBlock {
   int64_t windows() const { return batch * windows_down() * windows_across(); }
 };
 
+// 3x3, stride 1, zero padding, on (batch, height, width, channels).
+struct Convolution {
+  int64_t batch;
+  int height, width, in, out;      // channels
+  const float *x, *weight, *bias;  // weight (out, in, 3, 3), bias (out)
+  float* y;
+  // backward only
+  const float* grad_y;
+  float *grad_x, *grad_weight, *grad_bias;
+
+  int64_t rows() const { return batch * height; }  // of pixels
+};
+
 struct TokenMask {
   uint64_t seed;
   uint32_t draw;
@@ -101,9 +114,9 @@ struct TokenMask {
   bool* out;  // (samples, heads, tokens)
 };
 
-// The steps of one operation. `prepared` is made first and read by all windows, in independent jobs. A chunk of the
-// backward adds into its own `sums`; then the chunks are added up, in order, and `finish` makes gradients of the total,
-// in independent jobs, too.
+// The steps of one operation over windows (convolution: rows). `prepared` is made first, in independent jobs. A chunk
+// of the backward adds into its own `sums`; then the chunks are added up, in order, and `finish` makes gradients of the
+// total, in independent jobs, too.
 template <class Problem>
 struct Steps {
   size_t (*prepared_size)(const Problem&);
@@ -121,6 +134,7 @@ struct Kernels {
   const char* name;
   Steps<WindowAttention> window_attention;
   Steps<SwinBlock> swin_block;
+  Steps<Convolution> convolution;
   void (*add)(float* to, const float* from, size_t count);
   void (*token_mask)(const TokenMask&, int64_t first, int64_t last);  // rows of `out`
 };
