@@ -1,6 +1,7 @@
 // Window attention over visible tokens, forward and backward, in fp32. The mathematics is in kernels/README.md.
 //
 // "cm" is [channel][query], "tm" is [token][channel]. The backward computes the probabilities again from q and k.
+// Masked queries, which share one q, are one: q and its gradient, and `raw` scores, are of the visible ones and of it.
 #include "attention.h"
 
 namespace masked_swin {
@@ -18,13 +19,16 @@ struct Window {
   const PreparedBias prepared;
   const int lanes, channels, padded;
   int64_t window = 0;
-  int queries = 0;
+  int queries = 0;  // of the output
+  int listed = 0;   // of them, with a q of their own
   Tile tile{};
   Scratch scratch;
-  float *q_cm, *out_cm, *k_tm, *v_tm, *score, *inverse, *shared, *weight, *own_bias, *own_top, *own_total, *own_exp;
+  float *q_cm, *out_cm, *k_tm, *v_tm, *raw, *score, *inverse, *shared, *weight, *own_bias, *own_top, *own_total,
+      *own_exp;
   float *q_tm, *do_tm, *do_cm, *dq_cm, *dq_tm, *dk_tm, *dv_tm, *d_score, *own_u;
   int *place, *identity;
   unsigned char* visible;
+  Group* groups;
   const float** pointers;
   float** targets;
 
@@ -44,10 +48,11 @@ struct Window {
                  key_tm = (size_t)(a.bias.keys + 1) * padded, key_tile = (size_t)(a.bias.keys + 1) * lanes;
     s.take(cm, q_cm, out_cm);
     s.take(key_tm, k_tm, v_tm);
-    s.take(key_tile, score, own_bias, own_exp);
+    s.take(key_tile, raw, score, own_bias, own_exp);
     s.take(lanes, inverse, shared, weight, own_top, own_total);
     s.take(a.bias.keys, place, identity);
     s.take(a.bias.keys, visible);
+    s.take(lanes / LANES, groups);
     s.take(a.bias.queries, pointers);
     s.take(a.bias.queries, targets);
     if (!backward) return;
@@ -81,6 +86,22 @@ struct Window {
             a.scale,
             a.k.compact && !a.compact_queries() ? place : identity,
             visible};
+    if (a.masked_queries() && tile.any_masked()) group_queries();
+    listed = tile.groups ? compact : queries;
+  }
+
+  int distinct() const { return listed + (tile.groups != nullptr); }
+
+  void group_queries() {
+    for (int l = 0, count = 0; l < lanes; l += LANES) {
+      Group group = {0, count};
+      for (int t = l; t < l + LANES && t < queries; t++) {
+        group.visible |= (uint32_t)visible[t] << (t - l);
+        count += visible[t];
+      }
+      groups[l / LANES] = group;
+    }
+    tile.groups = groups;
   }
 
   Bias bias_of(int head) const {
@@ -113,32 +134,33 @@ struct Window {
     }
   }
 
-  // The rows of the queries, also as cm; a masked query is `fill`.
-  void load_queries(const Rows& rows, const float* fill, float* cm) {
-    for (int i = 0, next = 0; i < queries; i++) {
-      const bool listed = !(rows.compact && a.masked) || visible[i];
-      pointers[i] = listed ? row_of(rows, a.bias.queries, next++) : fill;
-    }
-    gather_transposed(pointers, queries, tile.width, channels, cm, lanes);
+  void load_queries() {
+    for (int i = 0; i < listed; i++) pointers[i] = row_of(a.q, a.bias.queries, i);
+    if (tile.groups) pointers[listed] = a.masked;
+    gather_transposed(pointers, distinct(), round_up(distinct()), channels, q_cm, lanes);
   }
-  void copy_queries(float* tm) const {
-    for (int i = 0; i < queries; i++) memcpy(tm + (size_t)i * padded, pointers[i], sizeof(float) * channels);
+  void load_gradients() {
+    for (int i = 0; i < queries; i++) pointers[i] = row_of(a.grad_out, a.bias.queries, i);
+    gather_transposed(pointers, queries, tile.width, channels, do_cm, lanes);
+  }
+  void copy_rows(int count, float* tm) const {
+    for (int i = 0; i < count; i++) memcpy(tm + (size_t)i * padded, pointers[i], sizeof(float) * channels);
   }
 
   void exponentials(int head, const Bias& bias) {
     const int at = head * a.head_dim;
     auto multiply = [&] {
-      product<Fp32>(tile.rows(), queries, a.head_dim, {k_tm + at, padded, 1}, q_cm + (size_t)at * lanes, lanes, score,
+      product<Fp32>(tile.rows(), distinct(), a.head_dim, {k_tm + at, padded, 1}, q_cm + (size_t)at * lanes, lanes, raw,
                     lanes);
     };
     multiply();
-    if (tile.factored_softmax(bias, score, score, inverse, shared, weight)) return;
+    if (tile.factored_softmax(bias, raw, score, inverse, shared, weight)) return;
     multiply();
-    tile.softmax(bias, score, score, inverse, shared, weight);
+    tile.softmax(bias, raw, score, inverse, shared, weight);
   }
 
   void forward() {
-    load_queries(a.q, a.masked, q_cm);
+    load_queries();
     load_keys();
     for (int head = 0; head < a.bias.heads; head++) {
       exponentials(head, bias_of(head));
@@ -153,10 +175,10 @@ struct Window {
   }
 
   void backward(float* sums) {
-    load_queries(a.q, a.masked, q_cm);
-    copy_queries(q_tm);
-    load_queries(a.grad_out, nullptr, do_cm);
-    copy_queries(do_tm);
+    load_queries();
+    copy_rows(distinct(), q_tm);
+    load_gradients();
+    copy_rows(queries, do_tm);
     load_keys();
     for (int head = 0; head < a.bias.heads; head++) {
       const int at = head * a.head_dim, rows = tile.rows();
@@ -181,9 +203,10 @@ struct Window {
             store(d_bias + entry, load(d_bias + entry) + load(own_exp + entry) * load(own_u + l));
           }
       }
-      product<Fp32>(a.head_dim, queries, rows, {k_tm + at, 1, padded}, d_score, lanes, dq_cm + (size_t)at * lanes,
-                    lanes);
-      token_sum<Fp32>(rows, a.head_dim, queries, {d_score, lanes, 1}, q_tm + at, padded, a.scale, false, dk_tm + at,
+      const float* ds = d_score;
+      if (tile.groups) tile.gather_queries(d_score, raw), ds = raw;
+      product<Fp32>(a.head_dim, distinct(), rows, {k_tm + at, 1, padded}, ds, lanes, dq_cm + (size_t)at * lanes, lanes);
+      token_sum<Fp32>(rows, a.head_dim, distinct(), {ds, lanes, 1}, q_tm + at, padded, a.scale, false, dk_tm + at,
                       padded);
       token_sum<Fp32>(rows, a.head_dim, queries, {score, lanes, 1}, do_tm + at, padded, 1.0f, false, dv_tm + at,
                       padded);
@@ -202,14 +225,10 @@ struct Window {
   }
 
   void store_gradients(float* d_masked) {
-    for (int i = 0; i < queries; i++) targets[i] = dq_tm + (size_t)i * padded;
-    scatter_transposed(dq_cm, lanes, queries, channels, targets);
-    for (int i = 0, next = 0; i < queries; i++) {
-      if (a.masked_queries() && !visible[i])
-        accumulate(d_masked, targets[i], a.scale);
-      else
-        scaled_copy(row_of(a.grad_q, a.bias.queries, next++), targets[i], a.scale);
-    }
+    for (int i = 0; i < distinct(); i++) targets[i] = dq_tm + (size_t)i * padded;
+    scatter_transposed(dq_cm, lanes, distinct(), channels, targets);
+    for (int i = 0; i < listed; i++) scaled_copy(row_of(a.grad_q, a.bias.queries, i), targets[i], a.scale);
+    if (tile.groups) accumulate(d_masked, targets[listed], a.scale);
     for (int j = 0; j < tile.keys; j++) {
       scaled_copy(row_of(a.grad_k, a.bias.keys, j), dk_tm + (size_t)j * padded, 1.0f);
       scaled_copy(row_of(a.grad_v, a.bias.keys, j), dv_tm + (size_t)j * padded, 1.0f);
