@@ -87,7 +87,8 @@ def test_what_it_leaves_to_pytorch(dtype, autocast, kernel):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = convolution(x, weight, bias)
         expected = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=kernel // 2).permute(0, 2, 3, 1)
-    assert y.dtype == expected.dtype and y.is_contiguous()
+    assert y.dtype == expected.dtype
+    assert y.is_contiguous()
     torch.testing.assert_close(y, expected)
 
 
