@@ -46,8 +46,8 @@ struct Call {
     a.bias.bias = data(weights[4]);
     a.bias.table_height = a.window_height;
     a.bias.table_width = a.window_width;
-    a.bias.masked = keep && a.mode != MaskMode::drop;
-    a.bias.penalty = keep && a.mode == MaskMode::drop ? EXCLUDED : -100.0f;
+    a.bias.masked = keep && a.mode < MaskMode::drop;
+    a.bias.penalty = keep && !a.bias.masked ? EXCLUDED : -100.0f;
     a.bias.kinds = 1;
     a.head_dim = a.channels / std::max(a.bias.heads, 1);
     a.bf16 = bf16 && a.channels % 2 == 0 && a.hidden % 2 == 0 && a.head_dim % 2 == 0;
@@ -73,7 +73,7 @@ struct Call {
     fits = fits && (!keep || keep->numel() == a.batch * a.height * a.width) &&
            (!drop_path_scale || drop_path_scale->numel() == 2 * a.batch) && (!mask_token || mask_token->numel() == C) &&
            mask_token.has_value() == (a.mode == MaskMode::token) && a.mode >= MaskMode::zero &&
-           a.mode <= MaskMode::drop;
+           a.mode <= MaskMode::visible;
     STD_TORCH_CHECK(fits, "masked_swin: swin_block got weights, masks or windows that do not fit x");
   }
 };

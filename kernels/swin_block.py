@@ -1,7 +1,8 @@
 """The public block operation on (B, H, W, C): x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x)).
 
 Fused in one kernel where there is one; else composed of PyTorch layers and `window_attention`. Either way masked tokens
-are left out of the first LayerNorm and the qkv product (mode "drop" needs their q; masks per head need all).
+are left out of the first LayerNorm and the qkv product (mode "drop" needs their q; masks per head need all), and in mode
+"visible" of the whole block.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from .reference import keep_per_head
 from .visible import VisibleTokens
 from .window_attention import not_float32, window_attention
 
-MODES = ("zero", "token", "drop")
+MODES = ("zero", "token", "drop", "visible")
 EPSILON = 1e-5
 
 
@@ -70,7 +71,9 @@ def swin_block(
         window, shift: (height, width) in tokens; the shift is cyclic, 0 <= shift < window.
         visible: the tokens that the attention mask leaves visible, built for this geometry; None = all (dense).
         mode: what masked tokens are to the attention. "zero": zero vectors before the qkv product (the published mask);
-            "token": the learned `weights.mask_token`; "drop": no keys at all.
+            "token": the learned `weights.mask_token`; "drop": no keys at all. "visible": masked tokens do not exist for
+            the block, which returns them as they are (the encoder of masked image modelling). "drop" and "visible" have
+            no per-head masks.
         drop_path_scale: (2, B), factor of the attention and of the MLP branch per image (stochastic depth); None = 1.
         backend: "cpu" (fused), "composed" (with the best `window_attention`), "reference" (composed, with the
             specification of `window_attention`), or None for the first that can run.
@@ -138,6 +141,10 @@ def _check_weights(x: Tensor, weights: SwinBlockWeights, windows: Windows) -> No
 
 def _composed(inputs: BlockInputs, backend: str | None = None) -> Tensor:
     x, w, windows, visible, mode, drop_path_scale = inputs
+    if visible is not None and visible.heads is not None and mode in ("drop", "visible"):
+        raise ValueError(f"mode {mode!r} has no per-head masks; use 'zero' or 'token', or one mask for all heads")
+    if visible is not None and mode == "visible":
+        return _composed_of_visible(inputs, visible, backend)
     batch, channels, heads = x.shape[0], x.shape[-1], w.position_bias_table.shape[-1]
     head_dim = channels // heads
     scale = head_dim**-0.5
@@ -162,8 +169,6 @@ def _composed(inputs: BlockInputs, backend: str | None = None) -> Tensor:
         ).unbind(2)
         mask = None if windows.shift == (0, 0) else shift_mask(windows, x.device).to(x.dtype)
         if visible is not None:
-            if mode == "drop":
-                raise ValueError("mode 'drop' has no per-head masks; use 'zero' or 'token', or one mask for all heads")
             keep = keep_per_head(visible)[..., None]
             q, k, v = (torch.where(keep, full, fill) for full, fill in zip((q, k, v), masked, strict=True))
         out = window_attention(q, k, v, bias, scale=scale, window_mask=mask, backend=backend)
@@ -182,14 +187,37 @@ def _composed(inputs: BlockInputs, backend: str | None = None) -> Tensor:
         )
     branch = F.linear(out.reshape(-1, channels), w.proj_weight, w.proj_bias)
     back = (first_token + order.argsort()).flatten()  # token of the batch -> window place
-    x = x + _scaled(branch[back].view_as(x), drop_path_scale, 0)
-    hidden = F.layer_norm(x, (channels,), w.norm2_weight, w.norm2_bias, EPSILON)
+    scales = None if drop_path_scale is None else drop_path_scale.view(2, -1, 1, 1, 1)
+    return _add_mlp(x + _scaled(branch[back].view_as(x), scales, 0), w, scales)
+
+
+def _composed_of_visible(inputs: BlockInputs, visible: VisibleTokens, backend: str | None) -> Tensor:
+    """Mode "visible": the block on compact rows, which then replace their tokens."""
+    x, w, windows, _, _, drop_path_scale = inputs
+    channels, heads = x.shape[-1], w.position_bias_table.shape[-1]
+    tokens = x.reshape(-1, channels)
+    # Rows that no window owns hold a copy of some token: they become 0 here, and a spare token receives them.
+    owned = torch.arange(len(visible.index), device=x.device) < visible.offsets[-1]
+    rows = tokens[visible.index].masked_fill(~owned[:, None], 0.0)
+    normed = F.layer_norm(rows, (channels,), w.norm1_weight, w.norm1_bias, EPSILON)
+    q, k, v = F.linear(normed, w.qkv_weight, w.qkv_bias).view(-1, 3, heads, channels // heads).unbind(1)
+    scale = (channels // heads) ** -0.5
+    out = window_attention(q, k, v, w.position_bias_table, scale=scale, visible=visible, backend=backend)
+    branch = F.linear(out.flatten(1), w.proj_weight, w.proj_bias)
+    scales = None if drop_path_scale is None else drop_path_scale[:, visible.index // windows.tokens, None]
+    rows = _add_mlp(rows + _scaled(branch, scales, 0), w, scales)
+    to = torch.where(owned, visible.index, len(tokens))
+    return torch.cat([tokens, tokens.new_zeros(1, channels)]).index_copy(0, to, rows)[:-1].view_as(x)
+
+
+def _add_mlp(x: Tensor, w: SwinBlockWeights, scales: Tensor | None) -> Tensor:
+    hidden = F.layer_norm(x, x.shape[-1:], w.norm2_weight, w.norm2_bias, EPSILON)
     hidden = F.gelu(F.linear(hidden, w.fc1_weight, w.fc1_bias))
-    return x + _scaled(F.linear(hidden, w.fc2_weight, w.fc2_bias), drop_path_scale, 1)
+    return x + _scaled(F.linear(hidden, w.fc2_weight, w.fc2_bias), scales, 1)
 
 
-def _scaled(branch: Tensor, drop_path_scale: Tensor | None, which: int) -> Tensor:
-    return branch if drop_path_scale is None else branch * drop_path_scale[which].to(branch.dtype).view(-1, 1, 1, 1)
+def _scaled(branch: Tensor, scales: Tensor | None, which: int) -> Tensor:
+    return branch if scales is None else branch * scales[which].to(branch.dtype)
 
 
 def _cpu_why_not(inputs: BlockInputs) -> str | None:

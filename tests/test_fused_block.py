@@ -10,6 +10,7 @@ import torch
 from masked_swin.kernels import CPU_LIBRARY, SwinBlockWeights, VisibleTokens, Windows, swin_block
 
 pytestmark = pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
+MODES = ("zero", "token", "drop", "visible")
 NAMES = ("y", "x", *SwinBlockWeights._fields)
 
 SHAPES = {
@@ -102,7 +103,7 @@ def run(
 def check_errors(mode, shape, autocast, rounding):
     """Errors against float64 are at most twice those of torch's own ops, plus one rounding; mean of seeds."""
     errors: dict[str, list[tuple[float, float]]] = {}
-    for seed in range(2):
+    for seed in range(8 if shape == "tiny" else 2):  # where sums have few terms, errors scatter
         truth = run(mode, torch.float64, "reference", seed=seed, **SHAPES[shape])
         ours = run(mode, torch.float32, "cpu", seed=seed, autocast=autocast, **SHAPES[shape])
         eager = run(mode, torch.float32, "reference", seed=seed, autocast=autocast, **SHAPES[shape])
@@ -121,7 +122,7 @@ def check_errors(mode, shape, autocast, rounding):
         assert ours <= 2 * eager + rounding, f"{name}: {ours:.1e}, torch {eager:.1e}"
 
 
-@pytest.mark.parametrize("mode", ["zero", "token", "drop"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_output_and_every_gradient_against_float64(mode, shape):
     check_errors(mode, shape, autocast=False, rounding=1.2e-7)
@@ -167,13 +168,13 @@ def test_same_bits_for_any_number_of_threads():
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("mode", ["zero", "token", "drop"])
+@pytest.mark.parametrize("mode", MODES)
 def test_scratch_kept_from_other_calls_leaves_no_trace(mode, autocast):
     small = {"channels": 14, "heads": 7, "window": (4, 4), "shift": (2, 1), "size": (16, 16), "autocast": autocast}
     alone = run(mode, torch.float32, "cpu", **small)
     for keep in (None, 0.25):  # a larger problem fills every buffer with NaN, which is not swallowed
         poisoned = run(mode, torch.float32, "cpu", magnitude=float("nan"), keep=keep, autocast=autocast)
-        assert poisoned[0].isnan().all()
+        assert poisoned[0].isnan().all() or mode == "visible"  # which leaves masked tokens as they are
         after = run(mode, torch.float32, "cpu", **small)
         assert all(torch.equal(a, b) for a, b in zip(alone, after, strict=True))
 
@@ -199,10 +200,10 @@ def test_lesser_instruction_sets(instruction_set):
     code = """
 import sys; sys.path.insert(0, "tests")
 import torch
-from test_fused_block import NAMES, run
+from test_fused_block import MODES, NAMES, run
 from masked_swin.kernels import CPU_LIBRARY
 rectangle = {"window": (3, 5), "shift": (1, 2), "channels": 14, "heads": 2, "size": (6, 10), "keep": 0.5}
-for mode in ("zero", "token", "drop"):
+for mode in MODES:
     for shape in ({}, {"keep": None}, rectangle):
         truth = run(mode, torch.float64, "reference", **shape)
         for name, value, exact in zip(NAMES, run(mode, torch.float32, "cpu", **shape), truth):

@@ -5,7 +5,7 @@ import torch
 from attention_cases import USES, make_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fused_block import NAMES, run
+from test_fused_block import MODES, NAMES, run
 
 from masked_swin.kernels import CPU_LIBRARY
 
@@ -63,7 +63,7 @@ def attention_equals_the_specification(case):
 def block_cases(draw):
     window, shift, grid = draw(geometries())
     heads = draw(st.integers(1, 4))
-    return draw(st.sampled_from(["zero", "token", "drop"])), {
+    return draw(st.sampled_from(MODES)), {
         "window": window,
         "shift": shift,
         "size": (window[0] * grid[0], window[1] * grid[1]),

@@ -42,6 +42,35 @@ struct Group {
   int before;
 };
 
+// Where the visible queries and keys of a window lie in its tiles; in a tile of their own they are side by side.
+struct Part {
+  const Group* groups;
+  const int* place;  // of each
+  int count;
+  int whole_lanes, lanes;  // strides of both tiles
+
+  // part[j][i] = whole[place[j]][place[i]]; 1 in lanes without a query. Writes up to LANES values behind.
+  __attribute__((noinline)) void take(const float* whole, float* part) const {
+    const int last = lanes - LANES;
+    for (int j = 0; j < count; j++, part += lanes) {
+      for (int l = 0; l < whole_lanes; l += LANES) {
+        const Group g = groups[l / LANES];
+        compress(part + g.before, g.visible, load(whole + (size_t)place[j] * whole_lanes + l));
+      }
+      store(part + last, expand(part + last, (1u << (count - last)) - 1, splat(1.0f)));
+    }
+  }
+  // whole[place[j]][place[i]] += part[j][i]
+  __attribute__((noinline)) void add(const float* part, float* whole) const {
+    for (int j = 0; j < count; j++, part += lanes)
+      for (int l = 0; l < whole_lanes; l += LANES) {
+        const Group g = groups[l / LANES];
+        float* to = whole + (size_t)place[j] * whole_lanes + l;
+        store(to, load(to) + expand(part + g.before, g.visible, Vec{}));
+      }
+  }
+};
+
 struct Tile {
   int lanes;     // stride of a row
   int width;     // lanes in use

@@ -62,7 +62,7 @@ struct WindowAttention {
   bool compact_queries() const { return q.compact && !masked; }
 };
 
-enum class MaskMode : int { zero, token, drop };
+enum class MaskMode : int { zero, token, drop, visible };
 
 // Parameters of a Swin block in torch.nn's layouts, or their gradients.
 struct BlockWeights {

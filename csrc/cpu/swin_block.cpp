@@ -13,11 +13,12 @@ struct Backward : Forward<Sizes, A> {
       Base::tile, Base::compact, Base::query_rows, Base::attention_factor, Base::mlp_factor, Base::pointers,
       Base::targets;
   using Base::cm, Base::tm, Base::kv, Base::tile_size, Base::hidden;
-  using Base::columns_of, Base::each_lane_block, Base::load_cm, Base::prefetch_next, Base::prefetch_out, Base::queries,
-      Base::tile_of;
+  using Base::columns_of, Base::each_lane_block, Base::load_cm, Base::part, Base::prefetch_next, Base::prefetch_out,
+      Base::queries, Base::tile_of;
   using Base::x_cm, Base::normed_cm, Base::attended_cm, Base::hidden_cm, Base::normed_tm, Base::q_tm, Base::kv_tm,
       Base::raw, Base::inverse, Base::shared, Base::weight, Base::rstd1, Base::rstd2, Base::words;
-  using Sizes::C, Sizes::M, Sizes::N, Sizes::D, Sizes::heads, Sizes::lanes, Sizes::padded, Sizes::kv_stride;
+  using Sizes::C, Sizes::M, Sizes::N, Sizes::places, Sizes::D, Sizes::heads, Sizes::lanes, Sizes::padded,
+      Sizes::kv_stride;
   float *dy_cm, *slope_cm, *dx_cm, *dq_cm, *d_attended_cm, *dy_tm, *dx_tm, *d_attended_tm, *normed2_tm, *q_places,
       *dq_tm, *dkv_tm, *d_score, *d_normed_tm;
 
@@ -135,11 +136,12 @@ struct Backward : Forward<Sizes, A> {
     const float* const d_out_tm = by_rows<A>(d_attended_tm, N, C, padded, words[4]);
     for (int head = 0; head < heads; head++) {
       const int at = head * D;
-      float *score = tile_of(head), *ds = d_score;
+      float *score = tile_of(head), *ds = d_score, *d_bias = BiasSums::visible(a.bias, s.bias, head);
       product<A>(rows, lanes, D, columns_of(v, at, kv_stride), d_out + (size_t)at / A::DEPTH * lanes, lanes, ds, lanes);
       tile.softmax_backward(p.bias.at(kind, head), score, ds, inverse + head * lanes, shared + head * lanes,
-                            weight + head * lanes, BiasSums::visible(a.bias, s.bias, head),
+                            weight + head * lanes, N == places ? d_bias : nullptr,
                             a.bias.masked ? BiasSums::masked(a.bias, s.bias, kind, head) : nullptr);
+      if (N < places) part().add(ds, d_bias);
       prefetch_next(a.x, head, heads);
       prefetch_next(a.grad_out, head, heads);
       prefetch_out(head, heads);
@@ -232,7 +234,7 @@ bool each_window(const Problem& a, const float* prepared, int64_t first, int64_t
   if (!scratch.ok()) return false;
   for (int64_t w = first; w < last; w++) {
     window.enter(w);
-    window.run(sums...);
+    if (window.N) window.run(sums...);
   }
   return true;
 }

@@ -38,9 +38,10 @@ static void packed_product(int rows, int depth, const float* packed, const float
 template <class Sizes, class A>
 struct Forward : Tokens<Sizes> {
   typedef Tokens<Sizes> Base;
-  using Base::a, Base::offset, Base::order, Base::rank, Base::visible, Base::groups, Base::visible_count, Base::kind,
-      Base::attention_factor, Base::mlp_factor, Base::prefetch_next, Base::prefetch_out;
-  using Sizes::C, Sizes::M, Sizes::N, Sizes::D, Sizes::heads, Sizes::lanes, Sizes::padded, Sizes::kv_stride;
+  using Base::a, Base::offset, Base::order, Base::rank, Base::place, Base::visible, Base::groups, Base::visible_count,
+      Base::kind, Base::attention_factor, Base::mlp_factor, Base::prefetch_next, Base::prefetch_out;
+  using Sizes::C, Sizes::M, Sizes::N, Sizes::places, Sizes::D, Sizes::heads, Sizes::lanes, Sizes::padded,
+      Sizes::kv_stride;
   const Prepared p;
   const float scale;
   const size_t cm, tm, kv, tile_size, hidden;  // sizes of buffers
@@ -51,7 +52,7 @@ struct Forward : Tokens<Sizes> {
   const float** pointers;
   float** targets;
   float *x_cm, *normed_cm, *attended_cm, *q_cm, *hidden_cm, *normed_tm, *q_tm, *kv_tm;
-  float *raw, *exponentials, *inverse, *shared, *weight, *rstd1, *rstd2, *words[6];
+  float *raw, *exponentials, *inverse, *shared, *weight, *rstd1, *rstd2, *bias_part, *words[6];
 
   Forward(const Problem& problem, const float* prepared)
       : Base(problem),
@@ -75,12 +76,20 @@ struct Forward : Tokens<Sizes> {
     s.take(tile_size, raw);
     s.take((size_t)heads * lanes, inverse, shared, weight);
     s.take(lanes, rstd1, rstd2);
+    s.take(a.mode == MaskMode::visible ? tile_size : 0, bias_part);
     for (float*& buffer : words) s.take(A::DEPTH == 1 ? 0 : hidden > kv + tile_size ? hidden : kv + tile_size, buffer);
   }
 
   float* tile_of(int head) const { return exponentials + (a.grad_out ? (size_t)(N + 1) * lanes * head : 0); }
   Operand columns_of(const float* p, int at, int stride) const { return {p + at / A::DEPTH, stride / A::DEPTH, 1}; }
   int queries() const { return compact ? visible_count + 1 : N; }
+  Part part() const { return {groups, place, N, PreparedBias::lanes(a.bias), lanes}; }
+  // A tile of the bias, for the tokens that are computed.
+  const float* part_of(const float* tile) const {
+    if (N == places) return tile;
+    part().take(tile, bias_part);
+    return bias_part;
+  }
 
   __attribute__((noinline)) void enter(int64_t window) {
     Base::enter(window);
@@ -151,13 +160,15 @@ struct Forward : Tokens<Sizes> {
     for (int head = 0; head < heads; head++) {
       const int at = head * D;
       float *score = tile_of(head), *inv = inverse + head * lanes;
-      const Bias bias = p.bias.at(kind, head);
+      Bias bias = p.bias.at(kind, head);
+      bias.exp_bias = part_of(bias.exp_bias);
       auto multiply = [&] {
         product<A>(rows, wide, D, columns_of(k, at, kv_stride), q + (size_t)at / A::DEPTH * lanes, lanes, raw, lanes);
       };
       multiply();
       if (!tile.factored_softmax(bias, raw, score, inv, shared + head * lanes, weight + head * lanes)) {
         multiply();
+        bias.bias = part_of(bias.bias);
         tile.softmax(bias, raw, score, inv, shared + head * lanes, weight + head * lanes);
       }
       float* out = attended_cm + (size_t)at * lanes;

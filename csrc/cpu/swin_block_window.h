@@ -6,40 +6,50 @@ namespace masked_swin {
 namespace MASKED_SWIN_ISA {
 namespace {
 
-// C channels, M hidden units, N tokens of a window, D channels of a head. `padded` has room for the constant 1 behind
-// the channels.
+// C channels, M hidden units, D channels of a head; N of the tokens at a window's `places` are computed: all, but in
+// mode visible the visible ones. `padded` has room for the constant 1 behind the channels.
 struct AnySizes {
-  const int C, M, N, D, heads, lanes, padded, kv_stride;
+  const int C, M, places, D, heads, padded, kv_stride;
+  int N, lanes;
   explicit AnySizes(const SwinBlock& a)
       : C(a.channels),
         M(a.hidden),
-        N(a.tokens()),
+        places(a.tokens()),
         D(a.head_dim),
         heads(a.bias.heads),
-        lanes(round_up(N)),
         padded(round_up(C + 1)),
-        kv_stride(round_up(2 * C)) {}
+        kv_stride(round_up(2 * C)),
+        N(places),
+        lanes(round_up(N)) {}
+  void compute(int tokens) {
+    N = tokens;
+    lanes = round_up(N);
+  }
 };
 
 // Sizes known to the compiler: loops and addresses become constants, which saves a tenth of the time.
 template <int C_, int M_, int N_, int D_>
 struct FixedSizes {
-  static constexpr int C = C_, M = M_, N = N_, D = D_, heads = C / D, lanes = round_up(N), padded = round_up(C + 1),
-                       kv_stride = round_up(2 * C);
+  static constexpr int C = C_, M = M_, N = N_, places = N, D = D_, heads = C / D, lanes = round_up(N),
+                       padded = round_up(C + 1), kv_stride = round_up(2 * C);
   explicit FixedSizes(const SwinBlock&) {}
-  static bool fit(const SwinBlock& a) { return a.channels == C && a.hidden == M && a.tokens() == N && a.head_dim == D; }
+  static void compute(int) {}
+  static bool fit(const SwinBlock& a) {
+    return a.mode != MaskMode::visible && a.channels == C && a.hidden == M && a.tokens() == N && a.head_dim == D;
+  }
 };
 
 // The tokens of the present window. `rank` order has the visible ones first.
 template <class Sizes>
 struct Tokens : Sizes {
-  using Sizes::C, Sizes::N, Sizes::lanes;
+  using Sizes::C, Sizes::N, Sizes::places, Sizes::lanes;
   const SwinBlock& a;
   int64_t located = -1;  // window of next_offset
   int visible_count = 0, kind = 0;
   float attention_factor = 1.0f, mlp_factor = 1.0f;  // stochastic depth
   size_t *offset, *next_offset;                      // place -> first channel in x, for this window and the next
   int *order, *rank;                                 // rank -> place and back
+  int* place;                                        // mode visible: computed token -> place
   unsigned char* visible;
   Group* groups;
 
@@ -47,7 +57,7 @@ struct Tokens : Sizes {
 
   void lay_out(Scratch& s) {
     s.take(N, offset, next_offset);
-    s.take(N, order, rank);
+    s.take(N, order, rank, place);
     s.take(N, visible);
     s.take(lanes / LANES, groups);
   }
@@ -75,11 +85,11 @@ struct Tokens : Sizes {
     located = window + 1 < a.windows() ? window + 1 : window;
     locate(located, next_offset);
     int count = 0;
-    for (int l = 0; l < N; l += LANES) {
+    for (int l = 0; l < places; l += LANES) {
       Group group = {0, count};
-      for (int t = l; t < l + LANES && t < N; t++) {  // without branches: nobody can foretell a random mask
+      for (int t = l; t < l + LANES && t < places; t++) {  // without branches: nobody can foretell a random mask
         const bool seen = !a.keep || a.keep[offset[t] / C];
-        const int r = seen ? count : N - 1 - (t - count);
+        const int r = seen ? count : places - 1 - (t - count);
         group.visible |= (uint32_t)seen << (t - l);
         visible[t] = seen;
         order[r] = t;
@@ -95,12 +105,26 @@ struct Tokens : Sizes {
       attention_factor = a.drop_path_scale[image];
       mlp_factor = a.drop_path_scale[a.batch + image];
     }
+    if (a.mode == MaskMode::visible) leave_out_masked();
+  }
+
+  // Masked tokens pass unchanged. From here on the window is its visible tokens, as if it had no other place.
+  void leave_out_masked() {
+    const float* const from = a.grad_out ? a.grad_out : a.x;
+    for (int r = visible_count; r < places; r++)
+      memcpy(a.out + offset[order[r]], from + offset[order[r]], sizeof(float) * C);
+    for (int r = 0; r < visible_count; r++) {
+      place[r] = order[r];
+      offset[r] = offset[order[r]];
+      order[r] = rank[r] = r;
+    }
+    Sizes::compute(visible_count);
   }
 
   // One of `parts` shares of the rows that the next window reads, or this one writes. Late in the present window: what
   // is fetched early is evicted again.
   void prefetch_next(const float* image, int part, int parts) const {
-    for (int t = N * part / parts; t < N * (part + 1) / parts; t++)
+    for (int t = places * part / parts; t < places * (part + 1) / parts; t++)
       for (int c = 0; c < C; c += 16) __builtin_prefetch(image + next_offset[t] + c);
   }
   void prefetch_out(int part, int parts) const {
