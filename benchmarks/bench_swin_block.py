@@ -27,6 +27,14 @@ def test_block_bf16(report, channels, masked_share, what):
     report.times(name, runs.eager[what], runs.ours[what], work=runs.work[what], dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize("what", ["forward", "forward+backward"])
+def test_block_visible_only(report, what):
+    """Here the baseline is ours, in mode zero."""
+    zero, visible = (block_runs(60, 0.75, mode=mode) for mode in ("zero", "visible"))
+    name = f"swin_block {what}, C=60, 75% masked, visible-only / mode zero"
+    report.times(name, zero.ours[what], visible.ours[what], pairs=21, work=visible.work[what])
+
+
 @pytest.mark.parametrize(("channels", "masked_share"), [(60, 0.75), (60, 0.0), (180, 0.0)])
 @pytest.mark.parametrize("what", RATES)
 def test_rate(report, channels, masked_share, what):

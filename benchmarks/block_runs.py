@@ -21,9 +21,18 @@ class BlockRuns(NamedTuple):
 
 
 def block_runs(
-    channels: int, masked_share: float, *, batch: int = 4, side: int = 64, dtype: torch.dtype = torch.float32
+    channels: int,
+    masked_share: float,
+    *,
+    mode: str = "zero",
+    batch: int = 4,
+    side: int = 64,
+    dtype: torch.dtype = torch.float32,
 ) -> BlockRuns:
-    """Shifted windows, `batch` images of `side` x `side`; `dtype` is what ours computes in, by autocast."""
+    """Shifted windows, `batch` images of `side` x `side`; `dtype` is what ours computes in, by autocast.
+
+    Eager has no mode but "zero", whatever `mode` is.
+    """
     torch.manual_seed(0)
     size, shift = (side, side), WINDOW // 2
     windows = Windows(side, side, (WINDOW, WINDOW), (shift, shift))
@@ -40,8 +49,8 @@ def block_runs(
 
     def ours(x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            options = {"window": (WINDOW, WINDOW), "shift": (shift, shift), "visible": visible, "backend": "cpu"}
-            return swin_block(x, weights, **options)
+            options = {"window": (WINDOW, WINDOW), "shift": (shift, shift), "visible": visible, "mode": mode}
+            return swin_block(x, weights, backend="cpu", **options)
 
     def runs(block: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Callable[[], object]]:
         leaf = x.clone().requires_grad_()
@@ -61,6 +70,6 @@ def block_runs(
 
         return {"forward": forward, "backward": backward, "forward+backward": both}
 
-    forward, backward = work.block(batch * side * side, channels, 1 - masked_share, WINDOW**2, MLP_RATIO)
+    forward, backward = work.block(batch * side * side, channels, 1 - masked_share, WINDOW**2, MLP_RATIO, mode)
     works = {"forward": forward, "backward": backward, "forward+backward": forward + backward}
     return BlockRuns(runs(eager), runs(ours), works)

@@ -42,11 +42,14 @@ def attention(tokens: int, channels: int, visible: float, window_tokens: int) ->
     return forward * tokens, backward * tokens
 
 
-def block(tokens: int, channels: int, visible: float, window_tokens: int, mlp_ratio: float) -> tuple[Work, Work]:
+def block(
+    tokens: int, channels: int, visible: float, window_tokens: int, mlp_ratio: float, mode: str = "zero"
+) -> tuple[Work, Work]:
     square, row = channels**2, FLOAT * channels
-    fc2 = mlp_ratio * square
-    macs = visible * (3 * square + 2 * window_tokens * channels) + square + 2 * fc2
-    return Work(macs, 2 * row) * tokens, Work(2 * macs + macs - fc2, 3 * row) * tokens
+    computed = visible if mode == "visible" else 1.0  # the others are copied
+    fc2 = computed * mlp_ratio * square
+    macs = visible * (3 * square + computed * 2 * window_tokens * channels) + computed * square + 2 * fc2
+    return Work(macs, 2 * row) * tokens, Work(2 * macs + macs - fc2, (2 + computed) * row) * tokens
 
 
 def network(config: ModelConfig, pixels: int) -> tuple[Work, Work]:

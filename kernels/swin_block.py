@@ -1,8 +1,8 @@
 """The public block operation on (B, H, W, C): x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x)).
 
 Fused in one kernel where there is one; else composed of PyTorch layers and `window_attention`. Either way masked tokens
-are left out of the first LayerNorm and the qkv product (mode "drop" needs their q; masks per head need all), and in mode
-"visible" of the whole block.
+are left out of the first LayerNorm and the qkv product (mode "drop" needs their q; masks per head need all); in mode
+"visible" they are left out of the whole block.
 """
 
 from typing import NamedTuple

@@ -36,6 +36,13 @@ def test_masked_tokens_need_no_qkv_and_are_no_keys():
     assert dense.macs - masked.macs == 0.75 * (3 * 60**2 + 2 * 64 * 60)
 
 
+def test_visible_only_is_the_work_of_the_visible_tokens_and_a_copy_of_all():
+    visible, alone = work.block(4, 60, 0.25, 64, 2.0, "visible"), work.block(1, 60, 1.0, 16, 2.0)
+    assert [v.macs for v in visible] == [a.macs for a in alone]
+    masked_rows = 3 * 4 * 60  # bytes
+    assert [v.bytes - a.bytes for v, a in zip(visible, alone, strict=True)] == [2 * masked_rows] * 2
+
+
 @pytest.mark.parametrize(("connection", "kernel"), [("3conv", 1), ("1conv", 3)])
 def test_network(connection, kernel):
     options = {"embed_dim": 24, "depths": (2, 1), "num_heads": (3, 3), "window_size": 4}

@@ -22,6 +22,7 @@ SHAPES = {
     "almost all visible": {"keep": 0.97},
     "all visible": {"keep": 1.0},
     "none visible": {"keep": 0.0},
+    "few visible": {"keep": 0.02},  # windows with none
     "rectangle": {
         "window": (3, 5),
         "shift": (1, 2),
@@ -129,7 +130,10 @@ def test_output_and_every_gradient_against_float64(mode, shape):
 
 
 @pytest.mark.parametrize(
-    ("shape", "mode"), [(shape, "zero") for shape in SHAPES] + [("published", "token"), ("published", "drop")]
+    ("shape", "mode"),
+    [(shape, "zero") for shape in SHAPES]
+    + [("published", "token"), ("published", "drop")]
+    + [(shape, "visible") for shape in ("published", "few visible", "window 7", "180 channels")],
 )
 def test_bf16_compute_against_float64(mode, shape):
     """Under autocast, products are of bf16; where the processor has none or sizes are odd, of fp32, which is better."""

@@ -43,7 +43,7 @@ def test_opcheck_window_attention(use):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("mode", [0, 1, 2, 3])
 def test_opcheck_swin_block(mode):
     weights = [w.detach().requires_grad_() for w in random_weights()[:13]]
     windows = Windows(8, 8, (4, 4), (2, 2))
@@ -85,9 +85,9 @@ def random_weights() -> SwinBlockWeights:
 class MaskedBlock(torch.nn.Module):
     """Draws a mask, builds the plan and runs a block, as a model does."""
 
-    def __init__(self, mode="zero"):
+    def __init__(self, mode="zero", backend=None):
         super().__init__()
-        self.mode = mode
+        self.mode, self.backend = mode, backend
         self.weights = random_weights()
         for name, weight in self.weights._asdict().items():
             self.register_parameter(name, torch.nn.Parameter(weight.detach()))
@@ -97,14 +97,17 @@ class MaskedBlock(torch.nn.Module):
         keep = ~token_mask(seed, draw, sample, windows.tokens, (0.5, 0.75))
         weights = SwinBlockWeights(**{name: getattr(self, name) for name in SwinBlockWeights._fields})
         visible = VisibleTokens.from_keep(keep, windows)
-        return swin_block(x, weights, window=(4, 4), shift=(2, 2), visible=visible, mode=self.mode)
+        options = {"visible": visible, "mode": self.mode, "backend": self.backend}
+        return swin_block(x, weights, window=(4, 4), shift=(2, 2), **options)
 
 
 @pytest.mark.filterwarnings("ignore")  # what inductor itself warns of
-@pytest.mark.parametrize("mode", ["zero", "drop"])
-def test_compiled_in_one_graph_for_all_sizes_and_draws(mode):
+@pytest.mark.parametrize(
+    ("mode", "backend"), [("zero", None), ("drop", None), ("visible", None), ("visible", "composed")]
+)
+def test_compiled_in_one_graph_for_all_sizes_and_draws(mode, backend):
     """fullgraph=True: masks, plan and block without a break; new draws and sizes do not compile again."""
-    block = MaskedBlock(mode)
+    block = MaskedBlock(mode, backend)
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counter)
@@ -142,7 +145,7 @@ def test_exported():
     torch.testing.assert_close(program.module()(x, *key), block(x, *key))
 
 
-@pytest.mark.parametrize("mode", ["zero", "drop"])
+@pytest.mark.parametrize("mode", ["zero", "drop", "visible"])
 def test_autocast_keeps_the_attention_in_fp32(mode):
     block = MaskedBlock(mode)
     x = torch.randn(2, 8, 8, CHANNELS)

@@ -49,16 +49,19 @@ struct Part {
   int count;
   int whole_lanes, lanes;  // strides of both tiles
 
-  // part[j][i] = whole[place[j]][place[i]]; 1 in lanes without a query. Writes up to LANES values behind.
+  // part[j][i] = whole[place[j]][place[i]]. In lanes without a query it is 0, and 1 for the first key: no sum of
+  // exponentials vanishes. Writes up to LANES values behind.
   __attribute__((noinline)) void take(const float* whole, float* part) const {
     const int last = lanes - LANES;
-    for (int j = 0; j < count; j++, part += lanes) {
+    for (int j = 0; j < count; j++) {
+      float* to = part + (size_t)j * lanes;
+      store(to + last, Vec{});
       for (int l = 0; l < whole_lanes; l += LANES) {
         const Group g = groups[l / LANES];
-        compress(part + g.before, g.visible, load(whole + (size_t)place[j] * whole_lanes + l));
+        compress(to + g.before, g.visible, load(whole + (size_t)place[j] * whole_lanes + l));
       }
-      store(part + last, expand(part + last, (1u << (count - last)) - 1, splat(1.0f)));
     }
+    store(part + last, expand(part + last, (1u << (count - last)) - 1, splat(1.0f)));
   }
   // whole[place[j]][place[i]] += part[j][i]
   __attribute__((noinline)) void add(const float* part, float* whole) const {

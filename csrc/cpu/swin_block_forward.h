@@ -30,6 +30,7 @@ static void packed_product(int rows, int depth, const float* packed, const float
     };
     for (; l + VECTORS * LANES <= lanes; l += VECTORS * LANES)
       product_block<A, PACK, VECTORS>(words<A>(depth), w, b + l, lanes, at);
+    for (; l + 2 * LANES <= lanes; l += 2 * LANES) product_block<A, PACK, 2>(words<A>(depth), w, b + l, lanes, at);
     for (; l < lanes; l += LANES) product_block<A, PACK, 1>(words<A>(depth), w, b + l, lanes, at);
   }
 }

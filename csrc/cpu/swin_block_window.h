@@ -49,7 +49,7 @@ struct Tokens : Sizes {
   float attention_factor = 1.0f, mlp_factor = 1.0f;  // stochastic depth
   size_t *offset, *next_offset;                      // place -> first channel in x, for this window and the next
   int *order, *rank;                                 // rank -> place and back
-  int* place;                                        // mode visible: computed token -> place
+  int* place;                                        // mode visible: computed token -> place in the whole window
   unsigned char* visible;
   Group* groups;
 
@@ -108,7 +108,7 @@ struct Tokens : Sizes {
     if (a.mode == MaskMode::visible) leave_out_masked();
   }
 
-  // Masked tokens pass unchanged. From here on the window is its visible tokens, as if it had no other place.
+  // Masked tokens pass unchanged. From here on the window is its visible tokens, as if it had no other places.
   void leave_out_masked() {
     const float* const from = a.grad_out ? a.grad_out : a.x;
     for (int r = visible_count; r < places; r++)

@@ -123,8 +123,8 @@ struct BlockCase {
     a.bias.queries = a.bias.keys = at.tokens();
     a.bias.bias = w[4].data();
     a.bias.table_height = at.window_height, a.bias.table_width = at.window_width;
-    a.bias.masked = a.keep && mode != MaskMode::drop;
-    a.bias.penalty = a.keep && mode == MaskMode::drop ? EXCLUDED : -100.0f;
+    a.bias.masked = a.keep && mode < MaskMode::drop;
+    a.bias.penalty = a.keep && !a.bias.masked ? EXCLUDED : -100.0f;
     const Kinds kinds(a);
     kinds.describe(a.bias);
     a.weights = weights([&](int i) { return w[i].data(); });
@@ -219,6 +219,8 @@ const BlockCase BLOCKS[] = {
     {"dense", {1, 48, 64, 8, 8, 4, 4}, 30, 3, 60, MaskMode::zero, 1.0f, false},
     {"rectangle, mask token", {2, 18, 30, 3, 5, 1, 2}, 14, 2, 42, MaskMode::token, 0.5f, false},
     {"keys dropped", {3, 32, 24, 4, 6, 0, 3}, 20, 2, 20, MaskMode::drop, 0.3f, false},
+    {"visible tokens alone", {2, 32, 48, 8, 6, 4, 1}, 28, 2, 42, MaskMode::visible, 0.25f, false},
+    {"visible tokens alone, bf16", {2, 32, 32, 8, 4, 0, 2}, 60, 6, 120, MaskMode::visible, 0.05f, true},
 };
 const AttentionCase ATTENTIONS[] = {
     {"dense, window mask", {3, 32, 32, 8, 8, 4, 4}, 2, 10, false, false, false, true},
