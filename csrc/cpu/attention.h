@@ -45,23 +45,23 @@ struct Group {
 // Where the visible queries and keys of a window lie in its tiles; in a tile of their own they are side by side.
 struct Part {
   const Group* groups;
-  const int* place;  // of each
-  int count;
+  const int* place;        // of each
+  int count;               // at least 1
   int whole_lanes, lanes;  // strides of both tiles
 
-  // part[j][i] = whole[place[j]][place[i]]. In lanes without a query it is 0, and 1 for the first key: no sum of
-  // exponentials vanishes. Writes up to LANES values behind.
-  __attribute__((noinline)) void take(const float* whole, float* part) const {
-    const int last = lanes - LANES;
-    for (int j = 0; j < count; j++) {
-      float* to = part + (size_t)j * lanes;
-      store(to + last, Vec{});
-      for (int l = 0; l < whole_lanes; l += LANES) {
-        const Group g = groups[l / LANES];
-        compress(to + g.before, g.visible, load(whole + (size_t)place[j] * whole_lanes + l));
-      }
+  // part[i] = whole[place[i]], and 0 in lanes without a query. Writes up to LANES values behind.
+  INLINE void take_row(const float* whole, float* part) const {
+    store(part + last(), Vec{});
+    for (int l = 0; l < whole_lanes; l += LANES) {
+      const Group g = groups[l / LANES];
+      compress(part + g.before, g.visible, load(whole + l));
     }
-    store(part + last, expand(part + last, (1u << (count - last)) - 1, splat(1.0f)));
+  }
+  // part[j][i] = whole[place[j]][place[i]]. For the first key, lanes without a query hold 1: no sum of exponentials
+  // vanishes.
+  __attribute__((noinline)) void take(const float* whole, float* part) const {
+    for (int j = 0; j < count; j++) take_row(whole + (size_t)place[j] * whole_lanes, part + (size_t)j * lanes);
+    store(part + last(), expand(part + last(), (1u << (count - last())) - 1, splat(1.0f)));
   }
   // whole[place[j]][place[i]] += part[j][i]
   __attribute__((noinline)) void add(const float* part, float* whole) const {
@@ -72,6 +72,9 @@ struct Part {
         store(to, load(to) + expand(part + g.before, g.visible, Vec{}));
       }
   }
+
+ private:
+  int last() const { return round_up(count) - LANES; }
 };
 
 struct Tile {

@@ -24,7 +24,7 @@ struct Window {
   Tile tile{};
   Scratch scratch;
   float *q_cm, *out_cm, *k_tm, *v_tm, *raw, *score, *inverse, *shared, *weight, *own_bias, *own_top, *own_total,
-      *own_exp;
+      *own_exp, *part_bias, *part_exp, *part_top;
   float *q_tm, *do_tm, *do_cm, *dq_cm, *dq_tm, *dk_tm, *dv_tm, *d_score, *own_u;
   int *place, *identity;
   unsigned char* visible;
@@ -48,8 +48,9 @@ struct Window {
                  key_tm = (size_t)(a.bias.keys + 1) * padded, key_tile = (size_t)(a.bias.keys + 1) * lanes;
     s.take(cm, q_cm, out_cm);
     s.take(key_tm, k_tm, v_tm);
-    s.take(key_tile, raw, score, own_bias, own_exp);
+    s.take(key_tile, raw, score, own_bias, own_exp, part_bias, part_exp);
     s.take(lanes, inverse, shared, weight, own_top, own_total);
+    s.take(lanes + LANES, part_top);
     s.take(a.bias.keys, place, identity);
     s.take(a.bias.keys, visible);
     s.take(lanes / LANES, groups);
@@ -67,8 +68,7 @@ struct Window {
     return rows.p + ((rows.compact ? a.offsets[window] : window * per_window) + i) * rows.stride;
   }
   int kind() const { return a.bias.kind ? a.bias.kind[window % a.bias.pattern_windows] : 0; }
-  // The bias tile of this window is its own: a mask is added, or only the visible queries are in it.
-  bool own_tile() const { return a.window_mask || a.compact_queries(); }
+  Part part() const { return {groups, place, queries, lanes, lanes}; }
 
   void enter(int64_t w) {
     window = w;
@@ -86,7 +86,8 @@ struct Window {
             a.scale,
             a.k.compact && !a.compact_queries() ? place : identity,
             visible};
-    if (a.masked_queries() && tile.any_masked()) group_queries();
+    if (a.q.compact) group_queries();
+    if (a.masked_queries() && tile.any_masked()) tile.groups = groups;
     listed = tile.groups ? compact : queries;
   }
 
@@ -95,32 +96,34 @@ struct Window {
   void group_queries() {
     for (int l = 0, count = 0; l < lanes; l += LANES) {
       Group group = {0, count};
-      for (int t = l; t < l + LANES && t < queries; t++) {
+      for (int t = l; t < l + LANES && t < a.bias.queries; t++) {
         group.visible |= (uint32_t)visible[t] << (t - l);
         count += visible[t];
       }
       groups[l / LANES] = group;
     }
-    tile.groups = groups;
   }
 
   Bias bias_of(int head) const {
-    const Bias common = prepared.at(kind(), head);
-    if (!own_tile()) return common;
-    const float* mask =
-        a.window_mask ? a.window_mask + window % a.mask_windows * a.bias.queries * a.bias.keys : nullptr;
-    const int rows = a.compact_queries() ? tile.keys : a.bias.keys;
-    for (int j = 0; j < rows; j++) {
-      const int key = a.compact_queries() ? place[j] : j;
-      for (int i = 0; i < tile.width; i++) {
-        const int query = a.compact_queries() ? (i < queries ? place[i] : 0) : i;
-        float value = common.bias[(size_t)key * lanes + query];
-        if (mask && i < queries) value += mask[(size_t)query * a.bias.keys + key];
-        own_bias[(size_t)j * lanes + i] = value < EXCLUDED ? EXCLUDED : value;
-      }
+    Bias bias = prepared.at(kind(), head);
+    if (a.window_mask) {
+      const float* mask = a.window_mask + window % a.mask_windows * a.bias.queries * a.bias.keys;
+      for (int j = 0; j < a.bias.keys; j++)
+        for (int i = 0; i < lanes; i++) {
+          const size_t entry = (size_t)j * lanes + i;
+          const float value = bias.bias[entry] + (i < a.bias.queries ? mask[(size_t)i * a.bias.keys + j] : 0.0f);
+          own_bias[entry] = value < EXCLUDED ? EXCLUDED : value;
+        }
+      exponentiate(a.bias.keys, lanes, own_bias, own_top, own_total, own_exp);
+      bias = {own_bias, own_top, own_total, own_exp};
     }
-    exponentiate(rows, lanes, own_bias, own_top, own_total, own_exp);
-    return {own_bias, own_top, own_total, own_exp};
+    if (a.compact_queries() && queries) {
+      part().take(bias.bias, part_bias);
+      part().take(bias.exp_bias, part_exp);
+      part().take_row(bias.top, part_top);
+      bias = {part_bias, part_top, nullptr, part_exp};
+    }
+    return bias;
   }
 
   void load_keys() {
@@ -184,8 +187,8 @@ struct Window {
       const int at = head * a.head_dim, rows = tile.rows();
       const Bias bias = bias_of(head);
       float* d_bias = BiasSums::visible(a.bias, sums, head);
-      float* sum_u = own_tile() ? own_u : BiasSums::masked(a.bias, sums, kind(), head);
-      if (own_tile()) memset(own_u, 0, sizeof(float) * lanes);
+      float* sum_u = a.window_mask ? own_u : BiasSums::masked(a.bias, sums, kind(), head);
+      if (a.window_mask) memset(own_u, 0, sizeof(float) * lanes);
       exponentials(head, bias);
       divide_by_sums(at);
       product<Fp32>(rows, queries, a.head_dim, {v_tm + at, padded, 1}, do_cm + (size_t)at * lanes, lanes, d_score,
@@ -193,10 +196,8 @@ struct Window {
       tile.softmax_backward(bias, score, d_score, inverse, shared, weight, a.compact_queries() ? nullptr : d_bias,
                             sum_u);
       if (a.compact_queries()) {
-        for (int j = 0; j < tile.keys; j++)
-          for (int i = 0; i < queries; i++)
-            d_bias[(size_t)place[j] * lanes + place[i]] += d_score[(size_t)j * lanes + i];
-      } else if (own_tile() && a.masked) {
+        part().add(d_score, d_bias);
+      } else if (a.window_mask && a.masked) {
         for (int j = 0; j < a.bias.keys; j++)
           for (int l = 0; l < lanes; l += LANES) {
             const size_t entry = (size_t)j * lanes + l;
