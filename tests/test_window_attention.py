@@ -161,6 +161,18 @@ def test_a_mask_of_minus_infinity_excludes_keys_and_may_empty_a_row(backend):
 
 
 @needs_native
+def test_a_mask_of_minus_infinity_over_visible_tokens():
+    case = make_case("visible")
+    mask = torch.zeros(3, 64, 64).masked_fill(torch.rand(3, 64, 64) < 0.3, float("-inf"))
+    mask[:, 40:50] = float("-inf")  # these queries have no key
+    case.fixed["window_mask"] = mask
+    (out, grads), (truth, wanted) = case.run(torch.float32, "cpu"), case.run(torch.float64, "reference")
+    for value, exact in zip((out, *grads.values()), (truth, *wanted.values()), strict=True):
+        assert relative_error(value, exact) < 1e-6
+    assert not out[truth == 0].any()
+
+
+@needs_native
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_nan_is_not_swallowed(backend):
     q, k, v = torch.randn(3, 2, 16, 2, 4)
