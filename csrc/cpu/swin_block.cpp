@@ -234,7 +234,7 @@ bool each_window(const Problem& a, const float* prepared, int64_t first, int64_t
   if (!scratch.ok()) return false;
   for (int64_t w = first; w < last; w++) {
     window.enter(w);
-    if (window.N) window.run(sums...);
+    if (window.N) window.run(sums...);  // mode visible may leave none
   }
   return true;
 }

@@ -85,7 +85,8 @@ struct Forward : Tokens<Sizes> {
   Operand columns_of(const float* p, int at, int stride) const { return {p + at / A::DEPTH, stride / A::DEPTH, 1}; }
   int queries() const { return compact ? visible_count + 1 : N; }
   Part part() const { return {groups, place, N, PreparedBias::lanes(a.bias), lanes}; }
-  // A tile of the bias, for the tokens that are computed.
+  // A tile of the bias, for the tokens that are computed. (`top` need not be theirs: it tells which queries may be
+  // without a key, and here each has its own.)
   const float* part_of(const float* tile) const {
     if (N == places) return tile;
     part().take(tile, bias_part);
