@@ -31,7 +31,7 @@ def test_block_bf16(report, channels, masked_share, what):
 def test_block_visible_only(report, what):
     """Here the baseline is ours, in mode zero."""
     zero, visible = (block_runs(60, 0.75, mode=mode) for mode in ("zero", "visible"))
-    name = f"swin_block {what}, C=60, 75% masked, visible-only / mode zero"
+    name = f"swin_block {what}, C=60, 75% masked, visible-only / zero"
     report.times(name, zero.ours[what], visible.ours[what], pairs=21, work=visible.work[what])
 
 
