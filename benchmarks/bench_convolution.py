@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from work import FLOAT, Work
 
-from masked_swin.kernels.convolution import convolution
+from masked_swin.kernels import convolution
 
 PIXELS = (4, 64, 64)
 

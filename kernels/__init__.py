@@ -1,6 +1,7 @@
 """Window attention over visible tokens: the public names."""
 
 from .backends import backend_report
+from .convolution import convolution
 from .geometry import Windows, relative_position_bias, relative_position_index, shift_mask
 from .native import CPU_LIBRARY
 from .swin_block import SwinBlockWeights, swin_block
@@ -14,6 +15,7 @@ __all__ = [
     "VisibleTokens",
     "Windows",
     "backend_report",
+    "convolution",
     "percent_range",
     "relative_position_bias",
     "relative_position_index",

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from masked_swin.config import ModelConfig
-from masked_swin.kernels import SwinBlockWeights, swin_block
-from masked_swin.kernels.convolution import convolution
+from masked_swin.kernels import SwinBlockWeights, convolution, swin_block
 from masked_swin.masking import AttentionMasks
 
 

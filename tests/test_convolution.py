@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from masked_swin.kernels import CPU_LIBRARY
-from masked_swin.kernels.convolution import convolution
+from masked_swin.kernels import CPU_LIBRARY, convolution
 
 pytestmark = pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
 
