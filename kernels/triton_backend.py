@@ -30,7 +30,7 @@ WINDOWS_EACH = 4  # windows of a program of the forward kernel
 class Attention(NamedTuple):
     """A call, as the kernels take it."""
 
-    pointers: tuple[Tensor | None, ...]
+    pointers: tuple[Tensor | None, ...]  # with the next, in the order of the kernels' parameters
     scalars: tuple[Any, ...]
     scale: float
     constants: dict[str, Any]
@@ -300,7 +300,8 @@ def backward(grad_out: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Te
     call = prepare(*inputs)
     q, k, v, bias = inputs[:4]
     out = _new_output(call, q)
-    stats = torch.empty(bias.shape[0], 3, out.numel() // (bias.shape[0] * call.head_dim), device=q.device)
+    heads, rows = bias.shape[0], out.numel() // (bias.shape[0] * call.head_dim)
+    stats = torch.empty(heads, 3, rows, dtype=torch.float32, device=q.device)
     run_forward(call, out, stats)
     # Rows that no window owns stay 0.
     new = torch.zeros_like if call.compact_keys else torch.empty_like

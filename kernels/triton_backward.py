@@ -46,7 +46,7 @@ def backward_kernel(
     column, out_column, d_column = head * HEAD_STRIDE, head * OUT_HEAD_STRIDE, head * D_HEAD_STRIDE
     head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
     d_bias_ptr += (chunk * HEADS + head).to(tl.int64) * (KEYS * QUERIES)
-    stats_ptr += head * (3 * out_rows)
+    stats_ptr += head.to(tl.int64) * (3 * out_rows)
     if ONE_TILE:  # then the bias and its gradient stay in registers
         key, query = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_T)
         bias = load_bias(head_bias_ptr, query, query < QUERIES, key, key < KEYS, QUERIES)
@@ -83,7 +83,7 @@ def backward_kernel(
             )
             dq = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
             if masked_ptr is not None:
-                head_rows = head * out_rows + out_first
+                head_rows = head.to(tl.int64) * out_rows + out_first
                 masked_p = tl.load(window_stats_ptr + 2 * out_rows + out_row, mask=valid, other=0.0)
                 wide_grad = grad.to(tl.float32)
                 masked_ds = masked_p * (tl.sum(wide_grad * v_masked[None, :], 1) - delta)

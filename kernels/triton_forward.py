@@ -39,6 +39,7 @@ def forward_kernel(
     ONE_TILE: tl.constexpr = offsets_ptr is None and KEYS <= BLOCK_S and QUERIES <= BLOCK_T
     head = tl.program_id(0)
     column = head * HEAD_STRIDE
+    head_rows = head.to(tl.int64) * out_rows
     head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
     if masked_ptr is not None:
         k_masked = load_masked(masked_ptr, 1, head, HEADS, BLOCK_D)
@@ -69,7 +70,7 @@ def forward_kernel(
             out = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
             if masked_ptr is not None:
                 masked_score = masked_scores(
-                    q, k_masked, masked_bias_ptr + head * out_rows + out_first, out_row, valid, scale
+                    q, k_masked, masked_bias_ptr + head_rows + out_first, out_row, valid, scale
                 )
                 highest = tl.maximum(masked_score, NO_KEY)
                 total = tl.exp2(masked_score - highest)
@@ -101,7 +102,7 @@ def forward_kernel(
                 OUT_STRIDE, LANES, BLOCK_D,
             )  # fmt: skip
             if stats_ptr is not None:
-                row_ptr = stats_ptr + head * (3 * out_rows) + out_first + out_row
+                row_ptr = stats_ptr + 3 * head_rows + out_first + out_row
                 tl.store(row_ptr, highest, mask=valid)
                 tl.store(row_ptr + out_rows, share, mask=valid)
                 if masked_ptr is not None:
