@@ -98,11 +98,15 @@ def prepare(
     q, k, v = _rows(q), _rows(k), _rows(v)
     head_dim = q.shape[2]
     head_stride = _head_stride(padded, q, k, v)
-    if padded:
-        q, k, v = _with_padding(q), _with_padding(k), _with_padding(v)
-    elif head_stride is None:
+    if head_stride is None:
+        if padded:
+            raise ValueError(
+                f"padded q, k, v must have equal strides of heads, and 1 of elements, got {q.stride()} of q"
+            )
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         head_stride = head_dim
+    elif padded:
+        q, k, v = _with_padding(q), _with_padding(k), _with_padding(v)
     # Keys first: the visible keys of a window then pick rows of adjacent queries.
     bias = (bias.transpose(1, 2).float() * LOG2E).contiguous()
     if window_mask is not None:
@@ -235,7 +239,7 @@ def run_backward(
     query_tiles = -(-queries // tiles["BLOCK_T"])
     masked_parts = 0
     d_masked = masked_ds = None
-    if masked is not None:
+    if masked is not None and masked_bias is not None:
         kinds = _kinds(call)
         units = kinds["period"] * kinds["tiles"]
         units_each = -(-units // MASKED_BIAS_PARTS)
@@ -276,6 +280,7 @@ def run_backward(
             BLOCK_N=side_n,
             BLOCK_T=side_t,
         )
+    if d_masked is not None:
         d_masked = d_masked.sum((0, 3))[..., : call.head_dim]
         d_masked[1] *= call.scale
     return d_bias.sum(0).transpose(1, 2), d_masked
