@@ -35,4 +35,4 @@ def interpreted():
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
             process.submit(int).result()  # starts it
-        yield lambda function, *arguments: process.submit(function, *arguments).result()
+        yield lambda function, *args, **options: process.submit(function, *args, **options).result()
