@@ -21,6 +21,21 @@ class MlpWeights(NamedTuple):
     fc2_bias: Tensor
 
 
+# Rows, hidden units and warps of a program, by element size and, rising, width of a row; the figures are in TRITON.md.
+# Where x is float32 and weights are not, rows and units differ in number: with equal tiles Triton reads x in vectors as
+# long as those of the weights, half of every sector at a time.
+TILES = {
+    2: {
+        64: {mlp_kernel: (128, 32, 4), inputs_kernel: (64, 32, 4), weights_kernel: (32, 128, 8)},
+        128: {mlp_kernel: (64, 32, 4), inputs_kernel: (32, 64, 4), weights_kernel: (64, 32, 4)},
+        256: {mlp_kernel: (16, 32, 4), inputs_kernel: (16, 32, 4), weights_kernel: (64, 16, 8)},
+    },
+    4: {
+        64: {mlp_kernel: (16, 32, 4), inputs_kernel: (32, 16, 4), weights_kernel: (32, 32, 8)},
+        128: {mlp_kernel: (32, 16, 4), inputs_kernel: (16, 16, 8), weights_kernel: (16, 32, 8)},
+        256: {mlp_kernel: (16, 16, 8), inputs_kernel: (16, 16, 8), weights_kernel: (16, 16, 8)},
+    },
+}
 # Partial sums of the weights' gradients: the same number on every device, so that results do not depend on it.
 CHUNKS = 216
 
@@ -38,7 +53,8 @@ class _Call(NamedTuple):
 def _prepare(x: Tensor, weights: MlpWeights, dtype: torch.dtype) -> _Call:
     hidden, channels = weights.fc1_weight.shape
     block_c = max(16, triton.next_power_of_2(channels))
-    units = triton.cdiv(hidden, 64) * 64  # a multiple of every tile of hidden units
+    most = 128 if block_c <= 64 else 64  # a multiple of every tile of hidden units
+    units = triton.cdiv(hidden, most) * most
     w1, w2 = (torch.empty(units, block_c, dtype=dtype, device=x.device) for _ in range(2))
     b1 = torch.empty(units, dtype=torch.float32, device=x.device)
     arguments = (*(weight.contiguous() for weight in weights[:5]), w1, b1, w2)
@@ -50,7 +66,9 @@ def _prepare(x: Tensor, weights: MlpWeights, dtype: torch.dtype) -> _Call:
 
 
 def _tiles(kernel: Any, call: _Call) -> dict[str, int]:
-    return {"BLOCK_R": 64, "BLOCK_M": 32, "num_warps": 4}
+    by_width = TILES[call.folded[0].element_size()]
+    rows, units, warps = by_width[next(width for width in by_width if call.constants["BLOCK_C"] <= width)][kernel]
+    return {"BLOCK_R": rows, "BLOCK_M": units, "num_warps": warps}
 
 
 def mlp(x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -109,7 +127,7 @@ def mlp_backward(
 
 
 def _unfold(weights: MlpWeights, dw1: Tensor, dw2: Tensor, db1: Tensor, db2: Tensor) -> MlpWeights:
-    """Gradients of the weights, given those of W1 = fc1 norm_weight, W2 transposed and b1 = fc1_bias + fc1 norm_bias."""
+    """Gradients of the weights, given those of W1 = fc1 norm_weight, W2^T and b1 = fc1_bias + fc1 norm_bias."""
     hidden, channels = weights.fc1_weight.shape
     dw1, dw2, db1, db2 = dw1[:hidden, :channels], dw2[:hidden, :channels], db1[:hidden, None], db2[:channels]
     norm_weight, norm_bias, fc1 = weights.norm_weight.float(), weights.norm_bias.float(), weights.fc1_weight.float()

@@ -113,7 +113,7 @@ def mlp_kernel(
 def load_rows_and_gradient(
     x_ptr, grad_ptr, scale_ptr, tile, tokens, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr
 ):
-    """A tile's rows, normalised, and 1 / deviation; the gradient of y, and of the branch behind the drop-path factor."""
+    """A tile's rows, normalised, and 1 / deviation; the gradients of y, and of its branch before the scale."""
     image, row, valid = tile_rows(tile, tokens, BLOCK_R)
     normed, deviation = normalise(load_rows(x_ptr, row, valid, CHANNELS, BLOCK_C), CHANNELS)
     grad = load_rows(grad_ptr, row, valid, CHANNELS, BLOCK_C)
