@@ -39,11 +39,11 @@ def eager(x, weights, scale, dtype=None):
     return x + (branch if scale is None else branch * scale.view(-1, 1, 1).to(branch.dtype))
 
 
-def errors(dtype, stream=None, with_scale=True, **shape):
+def errors(dtype, stream=None, with_scale=True, device="cpu", **shape):
     """Errors of y and every gradient against float64: ours, and PyTorch's. `stream` is the dtype of x and weights."""
     stream = stream or dtype
     x, weights, scale, grad = make_case(**shape)
-    scale = scale if with_scale else None
+    scale = scale.to(device) if with_scale else None
     found = {}
 
     def gradients(x, weights, grad, dtype=None):
@@ -51,7 +51,7 @@ def errors(dtype, stream=None, with_scale=True, **shape):
         y = eager(leaves[0], MlpWeights(*leaves[1:]), scale, dtype)
         return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
 
-    x, grad, *weights = (tensor.to(stream) for tensor in (x, grad, *weights))
+    x, grad, *weights = (tensor.to(device, stream) for tensor in (x, grad, *weights))
     truth = gradients(x.double(), [w.double() for w in weights], grad.double())
     theirs = gradients(x, weights, grad, dtype)
     scale32 = None if scale is None else scale.float()
