@@ -21,19 +21,19 @@ class MlpWeights(NamedTuple):
     fc2_bias: Tensor
 
 
-# Rows, hidden units and warps of a program, by element size and, rising, width of a row; the figures are in TRITON.md.
-# Where x is float32 and weights are not, rows and units differ in number: with equal tiles Triton reads x in vectors as
-# long as those of the weights, half of every sector at a time.
+# Rows, hidden units and warps of a program, and stages of loads in flight: by element size and, rising, width of a row.
+# The figures are in TRITON.md. Where x is float32 and weights are not, rows and units differ in number: with equal
+# tiles Triton reads x in vectors as long as those of the weights, half of every sector at a time.
 TILES = {
     2: {
-        64: {mlp_kernel: (128, 32, 4), inputs_kernel: (64, 32, 4), weights_kernel: (32, 128, 8)},
-        128: {mlp_kernel: (64, 32, 4), inputs_kernel: (32, 64, 4), weights_kernel: (64, 32, 4)},
-        256: {mlp_kernel: (16, 32, 4), inputs_kernel: (16, 32, 4), weights_kernel: (64, 16, 8)},
+        64: {mlp_kernel: (128, 32, 4, 2), inputs_kernel: (64, 32, 4, 2), weights_kernel: (32, 128, 8, 2)},
+        128: {mlp_kernel: (64, 32, 4, 2), inputs_kernel: (32, 64, 4, 2)},
+        256: {mlp_kernel: (32, 64, 4, 2), inputs_kernel: (16, 32, 4, 2)},
     },
     4: {
-        64: {mlp_kernel: (16, 32, 4), inputs_kernel: (32, 16, 4), weights_kernel: (32, 32, 8)},
-        128: {mlp_kernel: (32, 16, 4), inputs_kernel: (16, 16, 8), weights_kernel: (16, 32, 8)},
-        256: {mlp_kernel: (16, 16, 8), inputs_kernel: (16, 16, 8), weights_kernel: (16, 16, 8)},
+        64: {mlp_kernel: (16, 32, 4, 1), inputs_kernel: (32, 16, 4, 1), weights_kernel: (32, 32, 8, 1)},
+        128: {mlp_kernel: (32, 16, 4, 1), inputs_kernel: (16, 16, 8, 1)},
+        256: {mlp_kernel: (16, 16, 8, 1), inputs_kernel: (16, 16, 8, 1)},
     },
 }
 # Partial sums of the weights' gradients: the same number on every device, so that results do not depend on it.
@@ -45,6 +45,10 @@ class _Call(NamedTuple):
     images: int
     tokens: int
     constants: dict[str, Any]
+
+    @property
+    def wide(self) -> bool:
+        return bool(self.constants["BLOCK_C"] > 64)
 
     def tiles(self, rows: int) -> int:
         return self.images * triton.cdiv(self.tokens, rows)
@@ -67,8 +71,10 @@ def _prepare(x: Tensor, weights: MlpWeights, dtype: torch.dtype) -> _Call:
 
 def _tiles(kernel: Any, call: _Call) -> dict[str, int]:
     by_width = TILES[call.folded[0].element_size()]
-    rows, units, warps = by_width[next(width for width in by_width if call.constants["BLOCK_C"] <= width)][kernel]
-    return {"BLOCK_R": rows, "BLOCK_M": units, "num_warps": warps}
+    rows, units, warps, stages = by_width[next(width for width in by_width if call.constants["BLOCK_C"] <= width)][
+        kernel
+    ]
+    return {"BLOCK_R": rows, "BLOCK_M": units, "STAGES": stages, "num_warps": warps}
 
 
 def mlp(x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -104,18 +110,29 @@ def mlp_backward(
     The same bits every time.
     """
     call = _prepare(x, weights, dtype)
-    dx = torch.empty_like(x)
     shared = (grad, x, *call.folded, scale)
+    dx = torch.empty_like(x)
+    operands: tuple[Tensor | None, ...] = (None,) * 4
+    if call.wide:
+        rows, channels = x.numel() // x.shape[-1], x.shape[-1]
+        widths = channels, channels, call.constants["HIDDEN"], call.constants["HIDDEN"]
+        operands = tuple(torch.empty(rows, width, dtype=dtype, device=x.device) for width in widths)
     tiles = _tiles(inputs_kernel, call)
     grid = (call.tiles(tiles["BLOCK_R"]),)
-    triton_launch.launch(inputs_kernel, grid, *shared, dx, call.tokens, **call.constants, **tiles)
+    triton_launch.launch(inputs_kernel, grid, *shared, dx, *operands, call.tokens, **call.constants, **tiles)
+    sums = _products(*operands) if call.wide else _chunks(call, shared)  # type: ignore[arg-type]
+    return dx, _unfold(weights, *sums)
+
+
+def _chunks(call: _Call, shared: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """Gradients of W1, W2 transposed, b1 and b2, over chunks of rows: nothing of a hidden unit is stored."""
     tiles = _tiles(weights_kernel, call)
     count = call.tiles(tiles["BLOCK_R"])
     each = triton.cdiv(count, CHUNKS)
     chunks = triton.cdiv(count, each)
     units, channels = call.constants["HIDDEN"], call.constants["BLOCK_C"]
     shapes = (chunks, units, channels), (chunks, units, channels), (chunks, units), (chunks, channels)
-    parts = [torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes]
+    parts = [torch.empty(shape, dtype=torch.float32, device=call.folded[0].device) for shape in shapes]
     triton_launch.launch(
         weights_kernel,
         (chunks, units // tiles["BLOCK_M"]),
@@ -123,7 +140,18 @@ def mlp_backward(
         **call.constants,
         **tiles,
     )
-    return dx, _unfold(weights, *(part.sum(0) for part in parts))
+    return tuple(part.sum(0) for part in parts)
+
+
+def _products(normed: Tensor, d_branch: Tensor, activated: Tensor, d_hidden: Tensor) -> tuple[Tensor, ...]:
+    """The same from stored rows. Only up to 64 channels has a program the registers for the sums of all units; else it
+    would read and normalise its rows again for every few of them, 6 times at 96 channels, 24 at 180."""
+    return (
+        torch.mm(d_hidden.t(), normed).float(),
+        torch.mm(activated.t(), d_branch).float(),
+        d_hidden.sum(0, dtype=torch.float32),
+        d_branch.sum(0, dtype=torch.float32),
+    )
 
 
 def _unfold(weights: MlpWeights, dw1: Tensor, dw2: Tensor, db1: Tensor, db2: Tensor) -> MlpWeights:

@@ -90,7 +90,7 @@ def gelu_slope(x, tail):
 def mlp_kernel(
     x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, scale_ptr, y_ptr, tokens,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     image, row, valid = tile_rows(tl.program_id(0), tokens, BLOCK_R)
     channel = tl.arange(0, BLOCK_C)
@@ -100,7 +100,7 @@ def mlp_kernel(
     scale = load_scale(scale_ptr, image)
     b2 = tl.load(b2_ptr + channel, mask=channel < CHANNELS, other=0.0).to(tl.float32)
     y = x + (scale * b2)[None, :]  # the sum starts here, so that x needs no registers of its own
-    for start in range(0, HIDDEN, BLOCK_M):
+    for start in tl.range(0, HIDDEN, BLOCK_M, num_stages=STAGES):
         unit = start + tl.arange(0, BLOCK_M)
         w1, w2 = load_weight(w1_ptr, unit, BLOCK_C), load_weight(w2_ptr, unit, BLOCK_C)
         hidden = tl.dot(normed, tl.trans(w1), input_precision=PRECISION) + tl.load(b1_ptr + unit)[None, :]
@@ -124,25 +124,43 @@ def load_rows_and_gradient(
 
 
 @triton.jit
+def store_operand(base_ptr, row, valid, tile, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """`store_rows` with a transposed tile: beside a 16-bit one of the shape of its own, x would be read in vectors as
+    long, half of every sector at a time."""
+    channel = tl.arange(0, BLOCK_C)[:, None]
+    pointers = base_ptr + row[None, :] * CHANNELS + channel
+    tl.store(pointers, tl.trans(tile), mask=(channel < CHANNELS) & valid[None, :])
+
+
+@triton.jit
 def inputs_kernel(
-    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, scale_ptr, dx_ptr, tokens,
+    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, scale_ptr, dx_ptr, normed_ptr, d_branch_ptr, activated_ptr, d_hidden_ptr,
+    tokens,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dx of some rows."""
+    """dx of some rows; and, where they are asked for, the four operands of the products for the weights' gradients."""
     row, valid, normed, deviation, grad, d_branch = load_rows_and_gradient(
         x_ptr, grad_ptr, scale_ptr, tl.program_id(0), tokens, CHANNELS, BLOCK_C, BLOCK_R
     )
     dtype = w1_ptr.dtype.element_ty
     multiplied, d_branch = normed.to(dtype), d_branch.to(dtype)
+    if activated_ptr is not None:
+        store_operand(normed_ptr, row, valid, multiplied, CHANNELS, BLOCK_C)
+        store_operand(d_branch_ptr, row, valid, d_branch, CHANNELS, BLOCK_C)
     d_normed = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
-    for start in range(0, HIDDEN, BLOCK_M):
+    for start in tl.range(0, HIDDEN, BLOCK_M, num_stages=STAGES):
         unit = start + tl.arange(0, BLOCK_M)
         w1, w2 = load_weight(w1_ptr, unit, BLOCK_C), load_weight(w2_ptr, unit, BLOCK_C)
         hidden = tl.dot(multiplied, tl.trans(w1), input_precision=PRECISION) + tl.load(b1_ptr + unit)[None, :]
-        slope = gelu_slope(hidden, upper_tail(hidden))
-        d_hidden = tl.dot(d_branch, tl.trans(w2), input_precision=PRECISION) * slope
-        d_normed = tl.dot(d_hidden.to(dtype), w1, d_normed, input_precision=PRECISION)
+        tail = upper_tail(hidden)
+        d_hidden = tl.dot(d_branch, tl.trans(w2), input_precision=PRECISION) * gelu_slope(hidden, tail)
+        d_hidden = d_hidden.to(dtype)
+        if activated_ptr is not None:
+            units = row[:, None] * HIDDEN + unit[None, :]
+            tl.store(activated_ptr + units, gelu(hidden, tail).to(dtype), mask=valid[:, None])
+            tl.store(d_hidden_ptr + units, d_hidden, mask=valid[:, None])
+        d_normed = tl.dot(d_hidden, w1, d_normed, input_precision=PRECISION)
     dx = grad + normalise_backward(d_normed, normed, deviation, CHANNELS)
     store_rows(dx_ptr, row, valid, dx, CHANNELS, BLOCK_C)
 
@@ -151,7 +169,7 @@ def inputs_kernel(
 def weights_kernel(
     grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, scale_ptr, dw1_ptr, dw2_ptr, db1_ptr, db2_ptr, tokens, tiles, each,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """What a chunk of rows, `each` of the `tiles` of BLOCK_R, gives to the gradients of some hidden units.
 
@@ -169,7 +187,7 @@ def weights_kernel(
     dw2 = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     db1 = tl.zeros((BLOCK_M,), tl.float32)
     db2 = tl.zeros((BLOCK_C,), tl.float32)
-    for tile in range(chunk * each, tl.minimum(chunk * each + each, tiles)):
+    for tile in tl.range(chunk * each, tl.minimum(chunk * each + each, tiles), num_stages=STAGES):
         _, _, normed, _, _, d_branch = load_rows_and_gradient(
             x_ptr, grad_ptr, scale_ptr, tile, tokens, CHANNELS, BLOCK_C, BLOCK_R
         )

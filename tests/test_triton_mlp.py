@@ -103,8 +103,9 @@ def compiled(*arguments, **options):
         return few_chunks(*arguments, **options)
 
 
-def test_compiled_under_autocast():
-    assert_small(compiled(torch.bfloat16, torch.float32), torch.float32)
+@pytest.mark.parametrize("shape", ["published", "96 channels"])
+def test_compiled_under_autocast(shape):
+    assert_small(compiled(torch.bfloat16, torch.float32, **SHAPES[shape]), torch.float32)
 
 
 @pytest.mark.slow
