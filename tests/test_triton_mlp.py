@@ -113,3 +113,37 @@ def test_compiled_under_autocast(shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_compiled_for_every_dtype(dtype, shape):
     assert_small(compiled(dtype, **SHAPES[shape]), dtype)
+
+
+def test_tf32_only_if_asked_for(monkeypatch):
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    found = compiled(torch.float32, channels=16, hidden=32, tokens=20)
+    errors_of_products = [found[name][0] for name in ("y", "dx", "fc1_weight", "fc2_weight")]
+    assert all(1e-5 < error < 3e-3 for error in errors_of_products), found
+
+
+def nan_stays():
+    x, weights, scale, _ = make_case(channels=16, hidden=32, tokens=20)
+    x, scale, weights = x.float(), scale.float(), MlpWeights(*(weight.float() for weight in weights))
+    x[0, 3, 5] = float("nan")
+    y = mlp(x, weights, scale, torch.float32)
+    assert y[0, 3].isnan().all()
+    assert y[0, 4:].isfinite().all()
+
+
+def test_nan_is_not_swallowed(interpreted):
+    interpreted(nan_stays)
+
+
+def gelu_of_large_values():
+    """Hidden units far outside the range of the fit, both signs."""
+    x, weights, _, _ = make_case(channels=16, hidden=32, tokens=20)
+    x, weights = x.float(), [weight.float() for weight in weights]
+    weights[3] = torch.linspace(-1e4, 1e4, 32)
+    y = mlp(x, MlpWeights(*weights), None, torch.float32)
+    truth = eager(x.double(), [weight.double() for weight in weights], None)
+    assert relative_error(y, truth) < 1e-6
+
+
+def test_gelu_of_large_values(interpreted):
+    interpreted(gelu_of_large_values)
