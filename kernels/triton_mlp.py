@@ -71,9 +71,8 @@ def _prepare(x: Tensor, weights: MlpWeights, dtype: torch.dtype) -> _Call:
 
 def _tiles(kernel: Any, call: _Call) -> dict[str, int]:
     by_width = TILES[call.folded[0].element_size()]
-    rows, units, warps, stages = by_width[next(width for width in by_width if call.constants["BLOCK_C"] <= width)][
-        kernel
-    ]
+    width = next(width for width in by_width if call.constants["BLOCK_C"] <= width)
+    rows, units, warps, stages = by_width[width][kernel]
     return {"BLOCK_R": rows, "BLOCK_M": units, "STAGES": stages, "num_warps": warps}
 
 
