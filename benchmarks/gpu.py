@@ -28,7 +28,9 @@ def main() -> None:
         torch.manual_seed(0)
         for comparison in module.comparisons("cuda"):
             if wanted in comparison.name:
-                check(comparison)
+                comparison, reasons = check(comparison)
+                for name, reason in reasons.items():
+                    print(f"{comparison.name}: '{name}' does not run: {reason}")
                 for row in measure(comparison, ROUNDS):
                     rows.append(row)
                     print(line(row), flush=True)

@@ -20,7 +20,8 @@ def measured(module_name, path, **options):
     torch.manual_seed(0)
     rows = []
     for comparison in module.comparisons("cpu", batch=1, dtype=torch.float32, compiler=lambda f: f, **options):
-        gpu_measuring.check(comparison)
+        comparison, reasons = gpu_measuring.check(comparison)
+        assert not reasons
         rows += gpu_measuring.measure(comparison, 2, warm_up=0)
     gpu_measuring.save(rows, path)
     return [gpu_measuring.line(row) for row in rows]
@@ -55,3 +56,19 @@ def test_a_way_that_computes_something_else_is_refused():
     with pytest.raises(RuntimeError, match="gradient 0 of 'other' differs"):
         check(Comparison("exp", ways))
     check(Comparison("exp", ways, frozenset({"other"})))
+
+
+def test_ways_of_others_may_be_missing_but_not_ours():
+    sys.path.insert(0, BENCHMARKS)
+    from gpu_measuring import Comparison, Way, check
+
+    def missing():
+        raise NotImplementedError("not for head_dim 10")
+
+    x = torch.randn(4, requires_grad=True)
+    runs = Way(lambda: x.exp(), [x])
+    comparison, reasons = check(Comparison("exp", {"eager": runs, "other": Way(missing, [x]), "masked_swin": runs}))
+    assert list(comparison.ways) == ["eager", "masked_swin"]
+    assert reasons == {"other": "not for head_dim 10"}
+    with pytest.raises(NotImplementedError):
+        check(Comparison("exp", {"eager": runs, "masked_swin": Way(missing, [x])}))
