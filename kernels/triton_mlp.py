@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from . import triton_launch
-from .triton_mlp_kernels import fold_kernel, inputs_kernel, mlp_kernel, weights_kernel
+from .triton_mlp_kernels import fold_kernel, inputs_kernel, mlp_kernel, unfold_kernel, weights_kernel
 
 
 class MlpWeights(NamedTuple):
@@ -130,40 +130,42 @@ def _chunks(call: _Call, shared: tuple[Tensor | None, ...]) -> tuple[Tensor, ...
     each = triton.cdiv(count, CHUNKS)
     chunks = triton.cdiv(count, each)
     units, channels = call.constants["HIDDEN"], call.constants["BLOCK_C"]
-    shapes = (chunks, units, channels), (chunks, units, channels), (chunks, units), (chunks, channels)
-    parts = [torch.empty(shape, dtype=torch.float32, device=call.folded[0].device) for shape in shapes]
+    sizes = (units * channels, units * channels, units, channels)
+    parts = torch.empty(chunks, sum(sizes), dtype=torch.float32, device=call.folded[0].device)
     triton_launch.launch(
         weights_kernel,
         (chunks, units // tiles["BLOCK_M"]),
-        *(*shared, *parts, call.tokens, count, each),
+        *(*shared, parts, call.tokens, count, each),
         **call.constants,
         **tiles,
     )
-    return tuple(part.sum(0) for part in parts)
+    dw1, dw2, db1, db2 = parts.sum(0).split(sizes)
+    return dw1.view(units, channels), dw2.view(units, channels), db1, db2
 
 
 def _products(normed: Tensor, d_branch: Tensor, activated: Tensor, d_hidden: Tensor) -> tuple[Tensor, ...]:
     """The same from stored rows. Only up to 64 channels has a program the registers for the sums of all units; else it
     would read and normalise its rows again for every few of them, 6 times at 96 channels, 24 at 180."""
     return (
-        torch.mm(d_hidden.t(), normed).float(),
-        torch.mm(activated.t(), d_branch).float(),
+        torch.mm(d_hidden.t(), normed),
+        torch.mm(activated.t(), d_branch),
         d_hidden.sum(0, dtype=torch.float32),
         d_branch.sum(0, dtype=torch.float32),
     )
 
 
 def _unfold(weights: MlpWeights, dw1: Tensor, dw2: Tensor, db1: Tensor, db2: Tensor) -> MlpWeights:
-    """Gradients of the weights, given those of W1 = fc1 norm_weight, W2^T and b1 = fc1_bias + fc1 norm_bias."""
     hidden, channels = weights.fc1_weight.shape
-    dw1, dw2, db1, db2 = dw1[:hidden, :channels], dw2[:hidden, :channels], db1[:hidden, None], db2[:channels]
-    norm_weight, norm_bias, fc1 = weights.norm_weight.float(), weights.norm_bias.float(), weights.fc1_weight.float()
-    grads = MlpWeights(
-        norm_weight=(fc1 * dw1).sum(0),
-        norm_bias=(fc1 * db1).sum(0),
-        fc1_weight=dw1 * norm_weight + db1 * norm_bias,
-        fc1_bias=db1[:, 0],
-        fc2_weight=dw2.t(),
-        fc2_bias=db2,
+    grads = MlpWeights(*(torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights))
+    triton_launch.launch(
+        unfold_kernel,
+        (triton.cdiv(channels, 16),),
+        *(*(weight.contiguous() for weight in weights[:3]), dw1, dw2, db1, db2, *grads),
+        num_warps=4,
+        CHANNELS=channels,
+        HIDDEN=hidden,
+        STRIDE=dw1.shape[1],
+        BLOCK_C=16,
+        BLOCK_M=64,
     )
-    return MlpWeights(*(g.to(w.dtype).contiguous() for g, w in zip(grads, weights, strict=True)))
+    return grads

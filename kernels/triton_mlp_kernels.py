@@ -167,15 +167,15 @@ def inputs_kernel(
 
 @triton.jit
 def weights_kernel(
-    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, scale_ptr, dw1_ptr, dw2_ptr, db1_ptr, db2_ptr, tokens, tiles, each,
+    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, scale_ptr, parts_ptr, tokens, tiles, each,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """What a chunk of rows, `each` of the `tiles` of BLOCK_R, gives to the gradients of some hidden units.
 
-    dw1, dw2 (chunks, HIDDEN, BLOCK_C), of the folded W1 and of W2 transposed; db1 (chunks, HIDDEN); db2 (chunks,
-    BLOCK_C), by the programs of the first units. Hidden units are (units, rows) here: so the results of the first two
-    products are operands of the others without a way through shared memory.
+    A row of `parts` holds those of the folded W1 and of W2 transposed, both (HIDDEN, BLOCK_C), of b1, (HIDDEN,), and of
+    b2, (BLOCK_C,). Hidden units are (units, rows) here: so the results of the first two products are operands of the
+    others without a way through shared memory.
     """
     chunk = tl.program_id(0)
     unit = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -199,10 +199,49 @@ def weights_kernel(
         db1 += tl.sum(d_hidden, 1)
         dw1 = tl.dot(d_hidden.to(dtype), normed, dw1, input_precision=PRECISION)
         dw2 = tl.dot(gelu(hidden, tail).to(dtype), d_branch, dw2, input_precision=PRECISION)
-    part = chunk.to(tl.int64) * HIDDEN + unit
-    padded = part[:, None] * BLOCK_C + channel[None, :]
-    tl.store(dw1_ptr + padded, dw1)
-    tl.store(dw2_ptr + padded, dw2)
-    tl.store(db1_ptr + part, db1)
+    WEIGHT: tl.constexpr = HIDDEN * BLOCK_C
+    part_ptr = parts_ptr + chunk.to(tl.int64) * (2 * WEIGHT + HIDDEN + BLOCK_C)
+    padded = unit[:, None] * BLOCK_C + channel[None, :]
+    tl.store(part_ptr + padded, dw1)
+    tl.store(part_ptr + WEIGHT + padded, dw2)
+    tl.store(part_ptr + 2 * WEIGHT + unit, db1)
     if tl.program_id(1) == 0:
-        tl.store(db2_ptr + chunk * BLOCK_C + channel, db2)
+        tl.store(part_ptr + 2 * WEIGHT + HIDDEN + channel, db2)
+
+
+@triton.jit
+def unfold_kernel(
+    norm_weight_ptr, norm_bias_ptr, fc1_weight_ptr, dw1_ptr, dw2_ptr, db1_ptr, db2_ptr,
+    d_norm_weight_ptr, d_norm_bias_ptr, d_fc1_weight_ptr, d_fc1_bias_ptr, d_fc2_weight_ptr, d_fc2_bias_ptr,
+    CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, STRIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the weights for some channels, from those of W1, W2 transposed, b1 and b2, folded.
+
+    dw1 and dw2 are (HIDDEN or more, STRIDE). Every program writes the same d_fc1_bias.
+    """
+    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    in_row = channel < CHANNELS
+    norm_weight = tl.load(norm_weight_ptr + channel, mask=in_row, other=0.0).to(tl.float32)
+    norm_bias = tl.load(norm_bias_ptr + channel, mask=in_row, other=0.0).to(tl.float32)
+    d_norm_weight = tl.zeros((BLOCK_C,), tl.float32)
+    d_norm_bias = tl.zeros((BLOCK_C,), tl.float32)
+    for start in range(0, HIDDEN, BLOCK_M):
+        unit = start + tl.arange(0, BLOCK_M)
+        valid = unit < HIDDEN
+        mask = valid[:, None] & in_row[None, :]
+        pair, folded = unit[:, None] * CHANNELS + channel[None, :], unit[:, None] * STRIDE + channel[None, :]
+        fc1 = tl.load(fc1_weight_ptr + pair, mask=mask, other=0.0).to(tl.float32)
+        dw1 = tl.load(dw1_ptr + folded, mask=mask, other=0.0).to(tl.float32)
+        dw2 = tl.load(dw2_ptr + folded, mask=mask, other=0.0)
+        db1 = tl.load(db1_ptr + unit, mask=valid, other=0.0)
+        d_norm_weight += tl.sum(fc1 * dw1, 0)
+        d_norm_bias += tl.sum(fc1 * db1[:, None], 0)
+        d_fc1 = dw1 * norm_weight[None, :] + db1[:, None] * norm_bias[None, :]
+        tl.store(d_fc1_weight_ptr + pair, d_fc1.to(d_fc1_weight_ptr.dtype.element_ty), mask=mask)
+        tl.store(d_fc1_bias_ptr + unit, db1.to(d_fc1_bias_ptr.dtype.element_ty), mask=valid)
+        d_fc2_ptr = d_fc2_weight_ptr + channel[None, :] * HIDDEN + unit[:, None]
+        tl.store(d_fc2_ptr, dw2.to(d_fc2_weight_ptr.dtype.element_ty), mask=mask)
+    db2 = tl.load(db2_ptr + channel, mask=in_row, other=0.0)
+    tl.store(d_norm_weight_ptr + channel, d_norm_weight.to(d_norm_weight_ptr.dtype.element_ty), mask=in_row)
+    tl.store(d_norm_bias_ptr + channel, d_norm_bias.to(d_norm_bias_ptr.dtype.element_ty), mask=in_row)
+    tl.store(d_fc2_bias_ptr + channel, db2.to(d_fc2_bias_ptr.dtype.element_ty), mask=in_row)
