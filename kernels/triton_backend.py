@@ -1,48 +1,65 @@
 """The backend "triton" of window_attention: NVIDIA and AMD devices, compiled at first use.
 
-The functions take the arguments of the operators (ops.py). Nothing here waits for the device: every shape follows from
+`forward` and `backward` take the arguments of the operators (ops.py); `prepare`, `run_forward` and `run_backward` are
+their parts, for the block, which brings its own buffers. Nothing here waits for the device: every shape follows from
 shapes, and what a mask leaves visible only the kernels read.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import triton_launch
-from .triton_backward import bias_kernel, inputs_kernel
+from .triton_backward import backward_kernel
 from .triton_forward import forward_kernel
+from .triton_masked import masked_bias_gradient_kernel, masked_bias_kernel
 from .triton_pairs import rows_of_places_kernel
 
-# Partial sums of the bias gradient: the same number on every device, so that results do not depend on it.
-BIAS_CHUNKS = 64
-# From so many windows on, a program computes all heads of one, whose rows then come from the first-level cache; fewer
-# would leave multiprocessors idle (an A100 has 108, for two programs each).
-ENOUGH_WINDOWS = 216
+# The gradient of the bias is added up in so many parts, of so many elements at most: the same on every device, so that
+# results do not depend on it.
+BIAS_PARTS, BIAS_PART_ELEMENTS = 256, 2**23
+MASKED_BIAS_PARTS = 32
+WINDOWS_EACH = 4  # windows of a program of the forward kernel
 
 
-class _Call(NamedTuple):
-    """What all kernels share, in the order of their parameters."""
+class Attention(NamedTuple):
+    """A call, as the kernels take it."""
 
     pointers: tuple[Tensor | None, ...]
     scalars: tuple[Any, ...]
     constants: dict[str, Any]
     windows: int
+    bias_pointers: tuple[Tensor | None, ...]  # of the kernels of the masked bias
+    bias_constants: dict[str, Any]
+    head_dim: int
+    padded: bool
     compact_keys: bool
     compact_output: bool
 
 
+def _block(extent: int) -> int:
+    """A tile side: a power of two, at least the 16 of a matrix instruction."""
+    return max(16, triton.next_power_of_2(extent))
+
+
 def _rows(tensor: Tensor) -> Tensor:
-    """The tensor as (rows, heads, head_dim) with adjacent heads and dims; copied if it has another layout."""
-    if tensor.dim() == 4:
-        tensor = tensor.flatten(0, 1)  # a view where rows have one stride
-    heads, head_dim = tensor.shape[1:]
-    dense = (head_dim == 1 or tensor.stride(2) == 1) and (heads == 1 or tensor.stride(1) == head_dim)
-    return tensor if dense else tensor.contiguous()
+    """(rows, heads, head_dim), a view where rows have one stride."""
+    return tensor.flatten(0, 1) if tensor.dim() == 4 else tensor
 
 
-def _prepare(
+def _head_stride(*tensors: Tensor) -> int | None:
+    """The stride of heads that the tensors share, whose dims are adjacent; None if there is none."""
+    heads, head_dim = tensors[0].shape[1:]
+    strides = {head_dim if heads == 1 else tensor.stride(1) for tensor in tensors}
+    adjacent = head_dim == 1 or all(tensor.stride(2) == 1 for tensor in tensors)
+    return strides.pop() if adjacent and len(strides) == 1 else None
+
+
+def prepare(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -53,137 +70,218 @@ def _prepare(
     regions: Tensor | None,
     window_mask: Tensor | None,
     scale: float,
-) -> _Call:
+    padded: bool = False,
+) -> Attention:
+    """What all kernels of a call share. Arguments are the operator's, and:
+
+    padded: q, k, v are views [..., :head_dim] of tensors with `padded_head_dim(...)` elements a head, zeros behind the
+        head_dim. So are then all outputs, which get zeros there, too.
+    """
     heads, queries, keys = bias.shape
-    compact_queries = q.dim() == 3
+    compact_queries, compact_keys = q.dim() == 3, offsets is not None
     windows = q.shape[0] if offsets is None else offsets.shape[0] - 1
     rows = None
     if offsets is not None:
-        rows = torch.empty(windows, keys, dtype=torch.int32, device=q.device)
+        rows = torch.full((windows, keys), -1, dtype=torch.int32, device=q.device)
         arguments = (offsets, position, rows)
         triton_launch.launch(
-            rows_of_places_kernel, (windows,), *arguments, num_warps=4, PLACES=keys, BLOCK=_block(keys)
+            rows_of_places_kernel, (windows,), *arguments, num_warps=1, PLACES=keys, BLOCK=_block(keys)
         )
     q, k, v = _rows(q), _rows(k), _rows(v)
+    head_dim = q.shape[2]
+    head_stride = _head_stride(q, k, v)
+    if head_stride is None:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        head_stride = head_dim
     # Keys first: the visible keys of a window then pick rows of adjacent queries.
     bias = bias.transpose(1, 2).contiguous()
     window_mask = None if window_mask is None else window_mask.transpose(1, 2).contiguous()
-    masked = None if masked is None else masked.contiguous()
-    exp_bias = top = None
-    if masked is not None and window_mask is None:
-        top = bias.float().amax(1).clamp(min=-1e29)  # a row of -inf holds no key
-        exp_bias = (bias - top[:, None]).exp()
-    tf32 = torch.get_float32_matmul_precision() != "highest"
-    return _Call(
-        (q, k, v, bias, exp_bias, top, masked, offsets, position, rows, regions, window_mask),
-        (1 if regions is None else len(regions), 1 if window_mask is None else len(window_mask), scale),
+    counts = (1 if regions is None else len(regions), 1 if window_mask is None else len(window_mask))
+    masked_bias = None
+    halves = q.dtype != torch.float32
+    if masked is not None:
+        masked = F.pad(masked, (0, _block(head_dim) - head_dim)).contiguous()
+        masked_bias = torch.empty(heads, windows, queries, dtype=torch.float32, device=q.device)
+    precision = "tf32" if torch.get_float32_matmul_precision() != "highest" else "ieee"
+    call = Attention(
+        (q, k, v, bias, masked, masked_bias, offsets, position, rows, regions, window_mask),
+        (windows, *counts, scale),
         {
             "HEADS": heads,
-            "HEAD_DIM": q.shape[2],
             "QUERIES": queries,
             "KEYS": keys,
+            "COMPACT_Q": compact_queries,
             "Q_STRIDE": q.stride(0),
             "K_STRIDE": k.stride(0),
             "V_STRIDE": v.stride(0),
-            "COMPACT_Q": compact_queries,
-            "PRECISION": "tf32" if tf32 else "ieee",
-            "BLOCK_D": _block(q.shape[2]),
+            "HEAD_STRIDE": head_stride,
+            "LANES": min(head_stride, _block(head_dim)) if padded else head_dim,
+            "PRECISION": precision,
+            "BLOCK_D": _block(head_dim),
         },
         windows,
-        compact_keys=offsets is not None,
+        (bias, rows, regions, window_mask),
+        {"QUERIES": queries, "KEYS": keys, "HALVES": halves, "num_warps": 4},
+        head_dim,
+        padded,
+        compact_keys,
         compact_output=compact_queries and masked is None,
+    )
+    if masked is not None:
+        kinds = _kinds(call)
+        tile = min(64, _block(queries))
+        triton_launch.launch(
+            masked_bias_kernel,
+            (heads, kinds["period"] * kinds["tiles"], -(-queries // tile)),
+            *(*call.bias_pointers, masked_bias, windows, *counts, kinds["period"], kinds["tiles"]),
+            **call.bias_constants,
+            BLOCK_W=kinds["BLOCK_W"],
+            BLOCK_N=min(64, _block(keys)),
+            BLOCK_T=tile,
+        )
+    return call
+
+
+def _kinds(call: Attention) -> dict[str, int]:
+    """Windows `period` apart have the same regions and window mask: programs take BLOCK_W of them at once."""
+    period = math.lcm(*call.scalars[1:3])
+    block = min(64, _block(call.windows // period))
+    return {"period": period, "tiles": -(-(call.windows // period) // block), "BLOCK_W": block}
+
+
+def _tiles(call: Attention, compact: bool) -> dict[str, int]:
+    """Tile sides and warps, for no spills and few instructions (TRITON.md)."""
+    queries, keys = _block(call.constants["QUERIES"]), _block(call.constants["KEYS"])
+    if call.compact_keys:
+        return {"BLOCK_T": 16 if compact else min(64, queries), "BLOCK_S": 16, "num_warps": 1}
+    return {"BLOCK_T": min(64, queries), "BLOCK_S": min(64, keys), "num_warps": 4}
+
+
+def _output(call: Attention, tensor: Tensor) -> tuple[int, int, int]:
+    """Strides of rows and of heads of what a kernel writes, or of gradients, and how many elements of a head."""
+    tensor = _rows(tensor)
+    head_stride = _head_stride(tensor)
+    if head_stride is None:
+        raise ValueError(f"elements of a head must be adjacent, got strides {tensor.stride()}")
+    lanes = min(head_stride, call.constants["BLOCK_D"]) if call.padded else call.head_dim
+    return tensor.stride(0), head_stride, lanes
+
+
+def run_forward(call: Attention, out: Tensor, stats: Tensor | None = None) -> None:
+    """Attend, into `out`, of the shape that the operator returns; rows that no window owns are left as they are.
+
+    stats: (heads, 2, rows of out) float32, for the backward pass.
+    """
+    heads = call.constants["HEADS"]
+    stride, head_stride, lanes = _output(call, out)
+    programs = -(-call.windows // WINDOWS_EACH)
+    triton_launch.launch(
+        forward_kernel,
+        (heads, programs),
+        *(*call.pointers, *call.scalars, out, stats, out.numel() // (heads * call.head_dim), WINDOWS_EACH),
+        **call.constants,
+        OUT_STRIDE=stride,
+        OUT_HEAD_STRIDE=head_stride,
+        OUT_LANES=lanes,
+        **_tiles(call, call.compact_output),
     )
 
 
-def _block(extent: int) -> int:
-    """A tile side: a power of two, at least the 16 of a matrix instruction."""
-    return max(16, triton.next_power_of_2(extent))
+def run_backward(
+    call: Attention, grad_out: Tensor, out: Tensor, stats: Tensor, dq: Tensor, dk: Tensor, dv: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Write the gradients of q, k, v; rows that no window owns are left as they are.
+
+    Returns the gradients of the bias (heads, queries, keys) and of the masked q, k, v (3, heads, head_dim), in float32.
+    """
+    heads, queries, keys = (call.constants[name] for name in ("HEADS", "QUERIES", "KEYS"))
+    masked, masked_bias = call.pointers[4:6]
+    device = grad_out.device
+    strides, head_strides, lanes = zip(*(_output(call, t) for t in (grad_out, out, dq, dk, dv)), strict=True)
+    if strides[0] != strides[1] or head_strides[0] != head_strides[1]:
+        raise ValueError("grad_out and out must have the same strides")
+    tiles = _tiles(call, call.compact_output)
+    parts = min(BIAS_PARTS, max(1, BIAS_PART_ELEMENTS // (heads * keys * queries)))
+    windows_each = -(-call.windows // parts)
+    parts = -(-call.windows // windows_each)
+    query_tiles = -(-queries // tiles["BLOCK_T"])
+    masked_parts = 0
+    d_masked = masked_ds = None
+    if masked is not None:
+        kinds = _kinds(call)
+        units = kinds["period"] * kinds["tiles"]
+        units_each = -(-units // MASKED_BIAS_PARTS)
+        masked_parts = -(-units // units_each)
+        masked_ds = torch.empty_like(masked_bias)
+        d_masked = torch.empty(parts * query_tiles, *masked.shape, dtype=torch.float32, device=device)
+    d_bias = torch.zeros(parts + masked_parts, heads, keys, queries, dtype=torch.float32, device=device)
+    launches = [(True, True, 1)]
+    if query_tiles > 1:
+        launches = [(True, False, query_tiles), (False, True, 1 if call.compact_keys else -(-keys // tiles["BLOCK_S"]))]
+    rows = out.numel() // (heads * call.head_dim)
+    for for_queries, for_keys, programs in launches:
+        triton_launch.launch(
+            backward_kernel,
+            (heads, parts, programs),
+            *(*call.pointers, *call.scalars),
+            *(grad_out, out, stats, dq, dk, dv, d_masked, masked_ds, d_bias, rows, windows_each),
+            **call.constants,
+            OUT_STRIDE=strides[0],
+            DQ_STRIDE=strides[2],
+            DK_STRIDE=strides[3],
+            DV_STRIDE=strides[4],
+            OUT_HEAD_STRIDE=head_strides[0],
+            OUT_LANES=lanes[0],
+            FOR_QUERIES=for_queries,
+            FOR_KEYS=for_keys,
+            **tiles,
+        )
+    if masked is not None:
+        side_n, side_t = min(64, _block(keys)), min(64, _block(queries))
+        triton_launch.launch(
+            masked_bias_gradient_kernel,
+            (heads, masked_parts, -(-keys // side_n) * -(-queries // side_t)),
+            *(*call.bias_pointers, masked_bias, masked_ds, d_bias[parts:], *call.scalars[:3]),
+            *(kinds["period"], kinds["tiles"], units, units_each),
+            **call.bias_constants,
+            HEADS=heads,
+            BLOCK_W=kinds["BLOCK_W"],
+            BLOCK_N=side_n,
+            BLOCK_T=side_t,
+        )
+        d_masked = d_masked.sum(0)[..., : call.head_dim]
+    return d_bias.sum(0).transpose(1, 2), d_masked
 
 
-def _tiles(call: _Call, kernel: Any) -> dict[str, int]:
-    """Tile sides and warps of a kernel: for windows up to 8x8 the largest that no target spills (TRITON.md)."""
-    queries, keys = _block(call.constants["QUERIES"]), _block(call.constants["KEYS"])
-    if kernel is forward_kernel:
-        queries = 16 if call.compact_output else min(64, queries)
-    large = queries > 64
-    half = call.pointers[0].element_size() == 2  # type: ignore[union-attr]
-    small = half and call.constants["HEAD_DIM"] <= 16
-    keys_each, places_each, warps = (64 if half else 32), (64 if small else 32), 4
-    if kernel is bias_kernel:
-        places_each = (32 if half else 16) if large else 64
-        keys_each = places_each  # these it adds up in registers
-    if call.compact_keys or (large and kernel is inputs_kernel):
-        keys_each = 16  # a window has few visible keys; many queries leave few registers
-    if large:
-        warps = 8
-    heads = call.constants["HEADS"]
-    heads_each = {} if kernel is bias_kernel else {"HEADS_EACH": heads if call.windows >= ENOUGH_WINDOWS else 1}
-    return {
-        **heads_each,
-        "BLOCK_T": queries,
-        "BLOCK_S": min(keys_each, keys),
-        "BLOCK_N": min(places_each, keys),
-        "num_warps": 1 if queries == 16 else warps,
-    }
+def _new_output(call: Attention, q: Tensor) -> Tensor:
+    if call.compact_output:
+        return torch.zeros_like(q, memory_format=torch.contiguous_format)  # rows that no window owns stay 0
+    return q.new_empty(call.windows, call.constants["QUERIES"], call.constants["HEADS"], call.head_dim)
 
 
 def forward(*inputs: Any) -> Tensor:
     """The operator window_attention_triton."""
-    call = _prepare(*inputs)
-    q, bias = inputs[0], inputs[3]
-    heads, queries, _ = bias.shape
-    if call.compact_output:
-        out = torch.zeros_like(q, memory_format=torch.contiguous_format)  # rows that no window owns stay 0
-    else:
-        out = q.new_empty(call.windows, queries, heads, q.shape[-1])
-    tiles = _tiles(call, forward_kernel)
-    triton_launch.launch(
-        forward_kernel,
-        (call.windows, heads // tiles["HEADS_EACH"]),
-        *(*call.pointers, out, *call.scalars),
-        **call.constants,
-        **tiles,
-    )
+    call = prepare(*inputs)
+    out = _new_output(call, inputs[0])
+    run_forward(call, out)
     return out
 
 
 def backward(grad_out: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The operator window_attention_triton_backward: gradients of q, k, v, bias and the masked q, k, v."""
-    call = _prepare(*inputs)
-    q, k, v, bias, masked = inputs[:5]
-    heads, queries, keys = bias.shape
-    grad_out = grad_out.contiguous()
-    rows = grad_out.numel() // (heads * q.shape[-1])
-    stats = torch.empty(rows, heads, 3, dtype=torch.float32, device=q.device)
-    new = torch.zeros_like if call.compact_keys else torch.empty_like  # rows that no window owns stay 0
-    dk, dv = (new(tensor, memory_format=torch.contiguous_format) for tensor in (k, v))
-    dq = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    d_masked = None
-    if masked is not None:
-        d_masked = torch.empty(call.windows, *masked.shape, dtype=torch.float32, device=q.device)
-    tiles = _tiles(call, inputs_kernel)
-    triton_launch.launch(
-        inputs_kernel,
-        (call.windows, heads // tiles["HEADS_EACH"]),
-        *(grad_out, *call.pointers, dq, dk, dv, d_masked, stats, *call.scalars),
-        **call.constants,
-        **tiles,
-    )
-    chunk = -(-call.windows // BIAS_CHUNKS)
-    chunks = -(-call.windows // chunk)
-    d_bias = torch.empty(chunks, heads, keys, queries, dtype=torch.float32, device=q.device)
-    tiles = _tiles(call, bias_kernel)
-    triton_launch.launch(
-        bias_kernel,
-        (chunks, heads, -(-keys // tiles["BLOCK_N"])),
-        *(grad_out, *call.pointers, stats, d_bias, call.windows, chunk, *call.scalars),
-        **call.constants,
-        **tiles,
-    )
-    return (
-        dq,
-        dk,
-        dv,
-        d_bias.sum(0).transpose(1, 2).contiguous().to(bias.dtype),
-        q.new_empty(0) if d_masked is None else d_masked.sum(0).to(q.dtype),
-    )
+    call = prepare(*inputs)
+    q, k, v, bias = inputs[:4]
+    out = _new_output(call, q)
+    stats = torch.empty(bias.shape[0], 2, out.numel() // (bias.shape[0] * call.head_dim), device=q.device)
+    run_forward(call, out, stats)
+    # Rows that no window owns stay 0.
+    new = torch.zeros_like if call.compact_keys else torch.empty_like
+    dq, dk, dv = (new(tensor, memory_format=torch.contiguous_format) for tensor in (q, k, v))
+    d_bias, d_masked = run_backward(call, grad_out.contiguous(), out, stats, dq, dk, dv)
+    return dq, dk, dv, d_bias.contiguous().to(bias.dtype), q.new_empty(0) if d_masked is None else d_masked.to(q.dtype)
+
+
+def padded_head_dim(head_dim: int, dtype: torch.dtype) -> int:
+    """Elements that a head takes where it fills whole 32-byte sectors."""
+    elements = 32 // dtype.itemsize
+    return -(-head_dim // elements) * elements

@@ -74,7 +74,7 @@ class Emulator:
 
     Attributes:
         checks: for uninitialised reads and races, besides the bounds that are always checked.
-        every: run only every so-manyth window (or chunk of windows), all its heads; the results are then incomplete.
+        every: run only every so-manyth program along the longest axis of a grid; the results are then incomplete.
             The table of rows is always made: other kernels follow it.
         launches: what was started, with its counters.
     """
@@ -88,8 +88,10 @@ class Emulator:
         given = [argument for argument in arguments if not is_constant(argument)]
         chosen = None
         if self.every > 1 and kernel is not rows_of_places_kernel:
-            others = [range(extent) for extent in (*grid[1:], 1, 1)[:2]]
-            chosen = list(product(range(0, grid[0], self.every), *others))
+            axes = [range(extent) for extent in (*grid, 1, 1)[:3]]
+            longest = max(range(len(grid)), key=lambda axis: grid[axis])
+            axes[longest] = axes[longest][:: self.every]
+            chosen = list(product(*axes))
         stats = launch_triton(compiled, grid, given, ctas=chosen, initcheck=self.checks, racecheck=self.checks)
         self.launches.append(Launch(kernel.fn.__name__, given_names(kernel, arguments), compiled, stats))
 

@@ -1,0 +1,142 @@
+"""The masked keys of a window as one key: what its bias is, and what its gradient gives to the position bias.
+
+All masked tokens share q, k and v, so that they count in a softmax as one key with bias log sum exp(bias) over their
+places. For windows with the same regions (and mask), which come back every `period` windows, this sum is a product of
+a table of exponentials with 0/1 rows that say which places are masked. A program has one such kind of windows.
+"""
+
+import math
+
+import triton
+import triton.language as tl
+
+from .triton_pairs import NO_KEY, is_foreign, pair_bias, window_tables
+
+# Exponentials are kept e**40 times larger, so that those of other shift regions, 100 lower, stay within float32.
+RAISE = tl.constexpr(40.0)
+EXP_RAISE = tl.constexpr(math.exp(40.0))
+
+
+@triton.jit
+def largest_bias(bias_ptr, mask_ptr, query, QUERIES: tl.constexpr, KEYS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The largest bias of each query, over all places."""
+    top = tl.full(query.shape, NO_KEY, tl.float32)
+    for start in range(0, KEYS, BLOCK_N):
+        place = start + tl.arange(0, BLOCK_N)
+        added = pair_bias(bias_ptr, mask_ptr, None, query, query < QUERIES, place, place < KEYS, QUERIES, KEYS, False)
+        top = tl.maximum(top, tl.max(added, 0))
+    return top
+
+
+@triton.jit
+def exponentials(
+    bias_ptr, mask_ptr, region_ptr, query, place, top,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """(places, queries): exp(bias - top), raised."""
+    added = pair_bias(bias_ptr, mask_ptr, None, query, query < QUERIES, place, place < KEYS, QUERIES, KEYS, False)
+    factor = EXP_RAISE
+    if region_ptr is not None:
+        foreign = is_foreign(region_ptr, query, query < QUERIES, place, place < KEYS)
+        factor = tl.where(foreign, tl.exp(RAISE - 100.0), EXP_RAISE)
+    return tl.exp(added - top[None, :]) * factor
+
+
+@triton.jit
+def raised_log(total):
+    """log(total) less the raise, without the digits that a large logarithm would cost."""
+    low = total < 1.0
+    return tl.log(tl.where(low, total, total / EXP_RAISE)) - tl.where(low, RAISE, 0.0)
+
+
+@triton.jit
+def lowered_exp(x):
+    """exp(x) without the raise."""
+    high = x > RAISE
+    return tl.exp(tl.where(high, x - RAISE, x)) * tl.where(high, 1.0, 1 / EXP_RAISE)
+
+
+@triton.jit
+def load_is_masked(rows_ptr, window, place, windows, KEYS: tl.constexpr):
+    """(windows, places): 1 where a place is masked."""
+    mask = (window < windows)[:, None] & (place < KEYS)[None, :]
+    row = tl.load(rows_ptr + window.to(tl.int64)[:, None] * KEYS + place[None, :], mask=mask, other=0)
+    return (row < 0).to(tl.float32)
+
+
+@triton.jit
+def dot_of_indicators(indicators, values, HALVES: tl.constexpr):
+    """Indicators are exact in bfloat16, values in two halves nearly so; float32 where that is what is computed."""
+    if HALVES:
+        high = values.to(tl.bfloat16)
+        low = (values - high.to(tl.float32)).to(tl.bfloat16)
+        indicators = indicators.to(tl.bfloat16)
+        product = tl.dot(indicators, high, tl.dot(indicators, low))
+    else:
+        product = tl.dot(indicators, values, input_precision="ieee")
+    return product
+
+
+@triton.jit
+def masked_bias_kernel(
+    bias_ptr, rows_ptr, regions_ptr, mask_ptr, out_ptr,
+    windows, region_windows, mask_windows, period, tiles,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, HALVES: tl.constexpr,
+    BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """(heads, windows, queries): the bias of the masked key, -inf where none is masked."""
+    head = tl.program_id(0)
+    kind = tl.program_id(1) // tiles
+    query = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)
+    window = kind + period * ((tl.program_id(1) % tiles) * BLOCK_W + tl.arange(0, BLOCK_W))
+    head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
+    _, region_ptr, window_mask_ptr = window_tables(
+        kind, None, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
+    )
+    top = largest_bias(head_bias_ptr, window_mask_ptr, query, QUERIES, KEYS, BLOCK_N)
+    total = tl.zeros((BLOCK_W, BLOCK_T), tl.float32)
+    for start in range(0, KEYS, BLOCK_N):
+        place = start + tl.arange(0, BLOCK_N)
+        table = exponentials(head_bias_ptr, window_mask_ptr, region_ptr, query, place, top, QUERIES, KEYS)
+        total += dot_of_indicators(load_is_masked(rows_ptr, window, place, windows, KEYS), table, HALVES)
+    out_row = (head * windows + window).to(tl.int64)
+    mask = (window < windows)[:, None] & (query < QUERIES)[None, :]
+    tl.store(out_ptr + out_row[:, None] * QUERIES + query[None, :], raised_log(total) + top[None, :], mask=mask)
+
+
+@triton.jit
+def masked_bias_gradient_kernel(
+    bias_ptr, rows_ptr, regions_ptr, mask_ptr, masked_bias_ptr, ds_ptr, d_bias_ptr,
+    windows, region_windows, mask_windows, period, tiles, units, units_each,
+    HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HALVES: tl.constexpr,
+    BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """d_bias (chunks, heads, keys, queries), float32, of masked keys, from `ds` (heads, windows, queries) of theirs.
+
+    A masked place gets the share exp(bias - masked bias) of what its window's masked key got.
+    """
+    head = tl.program_id(0)
+    query_tiles: tl.constexpr = (QUERIES + BLOCK_T - 1) // BLOCK_T
+    query = (tl.program_id(2) % query_tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
+    place = (tl.program_id(2) // query_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
+    d_bias = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+    first = tl.program_id(1) * units_each
+    for unit in range(first, tl.minimum(first + units_each, units)):
+        kind = unit // tiles
+        window = kind + period * ((unit % tiles) * BLOCK_W + tl.arange(0, BLOCK_W))
+        _, region_ptr, window_mask_ptr = window_tables(
+            kind, None, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
+        )
+        top = largest_bias(head_bias_ptr, window_mask_ptr, query, QUERIES, KEYS, BLOCK_N)
+        table = exponentials(head_bias_ptr, window_mask_ptr, region_ptr, query, place, top, QUERIES, KEYS)
+        row = (head * windows + window).to(tl.int64)[:, None] * QUERIES + query[None, :]
+        mask = (window < windows)[:, None] & (query < QUERIES)[None, :]
+        masked_bias = tl.load(masked_bias_ptr + row, mask=mask, other=0.0)
+        ds = tl.load(ds_ptr + row, mask=mask, other=0.0)
+        part = tl.where(ds == 0.0, 0.0, ds * lowered_exp(top[None, :] - masked_bias))
+        indicators = tl.trans(load_is_masked(rows_ptr, window, place, windows, KEYS))
+        d_bias += table * dot_of_indicators(indicators, part, HALVES)
+    d_bias_ptr += (tl.program_id(1) * HEADS + head).to(tl.int64) * (KEYS * QUERIES)
+    pair = place[:, None] * QUERIES + query[None, :]
+    tl.store(d_bias_ptr + pair, d_bias, mask=(place < KEYS)[:, None] & (query < QUERIES)[None, :])
