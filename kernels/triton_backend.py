@@ -23,6 +23,7 @@ from .triton_pairs import rows_of_places_kernel
 # results do not depend on it.
 BIAS_PARTS, BIAS_PART_ELEMENTS = 256, 2**23
 MASKED_BIAS_PARTS = 32
+LOG2E = math.log2(math.e)
 WINDOWS_EACH = 4  # windows of a program of the forward kernel
 
 
@@ -31,6 +32,7 @@ class Attention(NamedTuple):
 
     pointers: tuple[Tensor | None, ...]
     scalars: tuple[Any, ...]
+    scale: float
     constants: dict[str, Any]
     windows: int
     bias_pointers: tuple[Tensor | None, ...]  # of the kernels of the masked bias
@@ -94,8 +96,9 @@ def prepare(
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         head_stride = head_dim
     # Keys first: the visible keys of a window then pick rows of adjacent queries.
-    bias = bias.transpose(1, 2).contiguous()
-    window_mask = None if window_mask is None else window_mask.transpose(1, 2).contiguous()
+    bias = (bias.transpose(1, 2).float() * LOG2E).contiguous()
+    if window_mask is not None:
+        window_mask = (window_mask.transpose(1, 2).float() * LOG2E).contiguous()
     counts = (1 if regions is None else len(regions), 1 if window_mask is None else len(window_mask))
     masked_bias = None
     halves = q.dtype != torch.float32
@@ -105,7 +108,8 @@ def prepare(
     precision = "tf32" if torch.get_float32_matmul_precision() != "highest" else "ieee"
     call = Attention(
         (q, k, v, bias, masked, masked_bias, offsets, position, rows, regions, window_mask),
-        (windows, *counts, scale),
+        (windows, *counts, scale * LOG2E),
+        scale,
         {
             "HEADS": heads,
             "QUERIES": queries,
@@ -133,7 +137,7 @@ def prepare(
         triton_launch.launch(
             masked_bias_kernel,
             (heads, kinds["period"] * kinds["tiles"], -(-queries // tile)),
-            *(*call.bias_pointers, masked_bias, windows, *counts, kinds["period"], kinds["tiles"]),
+            *(*call.bias_pointers, masked_bias, *call.scalars[:3], kinds["period"], kinds["tiles"]),
             **call.bias_constants,
             BLOCK_W=kinds["BLOCK_W"],
             BLOCK_N=min(64, _block(keys)),
@@ -149,22 +153,31 @@ def _kinds(call: Attention) -> dict[str, int]:
     return {"period": period, "tiles": -(-(call.windows // period) // block), "BLOCK_W": block}
 
 
-def _tiles(call: Attention, compact: bool) -> dict[str, int]:
-    """Tile sides and warps, for no spills and few instructions (TRITON.md)."""
+def _tiles(call: Attention, kernel: Any) -> dict[str, int]:
+    """Tile sides and warps: the largest that no target spills (TRITON.md).
+
+    Keys of a list come in tiles of 16, for a program of one warp; windows full of keys have four, and larger tiles.
+    """
     queries, keys = _block(call.constants["QUERIES"]), _block(call.constants["KEYS"])
-    if call.compact_keys:
-        return {"BLOCK_T": 16 if compact else min(64, queries), "BLOCK_S": 16, "num_warps": 1}
-    return {"BLOCK_T": min(64, queries), "BLOCK_S": min(64, keys), "num_warps": 4}
+    itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
+    warps = 1 if call.compact_keys else 4
+    kept = 4096  # bytes of a tile of queries
+    if kernel is backward_kernel:
+        kept = 4096 if warps == 4 and queries <= 64 else 2048
+    elif itemsize == 4:
+        warps = 4
+    queries = 16 if call.compact_output else max(16, min(64, queries, kept // (call.constants["BLOCK_D"] * itemsize)))
+    return {"BLOCK_T": queries, "BLOCK_S": 16 if call.compact_keys else min(64, keys), "num_warps": warps}
 
 
-def _output(call: Attention, tensor: Tensor) -> tuple[int, int, int]:
-    """Strides of rows and of heads of what a kernel writes, or of gradients, and how many elements of a head."""
-    tensor = _rows(tensor)
-    head_stride = _head_stride(tensor)
-    if head_stride is None:
-        raise ValueError(f"elements of a head must be adjacent, got strides {tensor.stride()}")
-    lanes = min(head_stride, call.constants["BLOCK_D"]) if call.padded else call.head_dim
-    return tensor.stride(0), head_stride, lanes
+def _strides(call: Attention, *tensors: Tensor) -> tuple[list[int], int]:
+    """Strides of the rows, and the one of heads, of gradients or outputs."""
+    rows = [_rows(tensor) for tensor in tensors]
+    head_stride = _head_stride(*rows)
+    if head_stride is None or (call.padded and head_stride != call.constants["HEAD_STRIDE"]):
+        strides = [tensor.stride() for tensor in tensors]
+        raise ValueError(f"elements of a head must be adjacent, and heads equally far apart, got strides {strides}")
+    return [tensor.stride(0) for tensor in rows], head_stride
 
 
 def run_forward(call: Attention, out: Tensor, stats: Tensor | None = None) -> None:
@@ -173,7 +186,7 @@ def run_forward(call: Attention, out: Tensor, stats: Tensor | None = None) -> No
     stats: (heads, 2, rows of out) float32, for the backward pass.
     """
     heads = call.constants["HEADS"]
-    stride, head_stride, lanes = _output(call, out)
+    (stride,), head_stride = _strides(call, out)
     programs = -(-call.windows // WINDOWS_EACH)
     triton_launch.launch(
         forward_kernel,
@@ -182,8 +195,7 @@ def run_forward(call: Attention, out: Tensor, stats: Tensor | None = None) -> No
         **call.constants,
         OUT_STRIDE=stride,
         OUT_HEAD_STRIDE=head_stride,
-        OUT_LANES=lanes,
-        **_tiles(call, call.compact_output),
+        **_tiles(call, forward_kernel),
     )
 
 
@@ -197,10 +209,11 @@ def run_backward(
     heads, queries, keys = (call.constants[name] for name in ("HEADS", "QUERIES", "KEYS"))
     masked, masked_bias = call.pointers[4:6]
     device = grad_out.device
-    strides, head_strides, lanes = zip(*(_output(call, t) for t in (grad_out, out, dq, dk, dv)), strict=True)
-    if strides[0] != strides[1] or head_strides[0] != head_strides[1]:
-        raise ValueError("grad_out and out must have the same strides")
-    tiles = _tiles(call, call.compact_output)
+    (grad_stride, out_stride), out_head_stride = _strides(call, grad_out, out)
+    (dq_stride, dk_stride, dv_stride), d_head_stride = _strides(call, dq, dk, dv)
+    if grad_stride != out_stride:
+        raise ValueError(f"rows of grad_out and out must be equally far apart, not {grad_stride} and {out_stride}")
+    tiles = _tiles(call, backward_kernel)
     parts = min(BIAS_PARTS, max(1, BIAS_PART_ELEMENTS // (heads * keys * queries)))
     windows_each = -(-call.windows // parts)
     parts = -(-call.windows // windows_each)
@@ -213,7 +226,7 @@ def run_backward(
         units_each = -(-units // MASKED_BIAS_PARTS)
         masked_parts = -(-units // units_each)
         masked_ds = torch.empty_like(masked_bias)
-        d_masked = torch.empty(parts * query_tiles, *masked.shape, dtype=torch.float32, device=device)
+        d_masked = torch.zeros(parts * query_tiles, 3, heads, 16, masked.shape[2], dtype=torch.float32, device=device)
     d_bias = torch.zeros(parts + masked_parts, heads, keys, queries, dtype=torch.float32, device=device)
     launches = [(True, True, 1)]
     if query_tiles > 1:
@@ -224,14 +237,14 @@ def run_backward(
             backward_kernel,
             (heads, parts, programs),
             *(*call.pointers, *call.scalars),
-            *(grad_out, out, stats, dq, dk, dv, d_masked, masked_ds, d_bias, rows, windows_each),
+            *(grad_out, out, stats, dq, dk, dv, d_masked, masked_ds, d_bias, rows, windows_each, call.scale),
             **call.constants,
-            OUT_STRIDE=strides[0],
-            DQ_STRIDE=strides[2],
-            DK_STRIDE=strides[3],
-            DV_STRIDE=strides[4],
-            OUT_HEAD_STRIDE=head_strides[0],
-            OUT_LANES=lanes[0],
+            OUT_STRIDE=out_stride,
+            DQ_STRIDE=dq_stride,
+            DK_STRIDE=dk_stride,
+            DV_STRIDE=dv_stride,
+            OUT_HEAD_STRIDE=out_head_stride,
+            D_HEAD_STRIDE=d_head_stride,
             FOR_QUERIES=for_queries,
             FOR_KEYS=for_keys,
             **tiles,
@@ -249,7 +262,8 @@ def run_backward(
             BLOCK_N=side_n,
             BLOCK_T=side_t,
         )
-        d_masked = d_masked.sum(0)[..., : call.head_dim]
+        d_masked = d_masked.sum((0, 3))[..., : call.head_dim]
+        d_masked[1] *= call.scale
     return d_bias.sum(0).transpose(1, 2), d_masked
 
 

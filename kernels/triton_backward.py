@@ -15,7 +15,6 @@ from .triton_pairs import (
     masked_scores,
     pair_bias,
     query_rows,
-    softmax_term,
     store_head,
     window_rows,
     window_tables,
@@ -28,23 +27,23 @@ def backward_kernel(
     offsets_ptr, position_ptr, rows_ptr, regions_ptr, mask_ptr,
     windows, region_windows, mask_windows, scale,
     grad_ptr, out_ptr, stats_ptr, dq_ptr, dk_ptr, dv_ptr, d_masked_ptr, masked_ds_ptr, d_bias_ptr,
-    out_rows, windows_each,
+    out_rows, windows_each, dot_scale,
     HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, COMPACT_Q: tl.constexpr,
     Q_STRIDE: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
     DQ_STRIDE: tl.constexpr, DK_STRIDE: tl.constexpr, DV_STRIDE: tl.constexpr,
-    HEAD_STRIDE: tl.constexpr, OUT_HEAD_STRIDE: tl.constexpr, LANES: tl.constexpr, OUT_LANES: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr, OUT_HEAD_STRIDE: tl.constexpr, D_HEAD_STRIDE: tl.constexpr, LANES: tl.constexpr,
     FOR_QUERIES: tl.constexpr, FOR_KEYS: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """`stats` as the forward kernel wrote it; `masked_ds` (heads, rows of out), gradient of the masked key's scores.
+    """`stats` as the forward kernel wrote them; `masked_ds` (heads, rows of out), gradient of the masked key's scores.
 
-    `d_bias` is (chunks, heads, keys, queries), `d_masked` (chunks, 3, heads, BLOCK_D), both float32.
+    `d_bias` is (chunks, heads, keys, queries), `d_masked` (chunks, query tiles, 3, heads, BLOCK_D), both float32.
     """
     ONLY_VISIBLE: tl.constexpr = COMPACT_Q and masked_ptr is None
     EXCLUDE: tl.constexpr = offsets_ptr is not None and masked_ptr is None
-    ONE_TILE: tl.constexpr = offsets_ptr is None and KEYS <= BLOCK_S and QUERIES <= BLOCK_T
+    ONE_TILE: tl.constexpr = offsets_ptr is None and KEYS <= BLOCK_S and FOR_QUERIES and FOR_KEYS
     head, chunk = tl.program_id(0), tl.program_id(1)
-    column, out_column = head * HEAD_STRIDE, head * OUT_HEAD_STRIDE
+    column, out_column, d_column = head * HEAD_STRIDE, head * OUT_HEAD_STRIDE, head * D_HEAD_STRIDE
     head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
     d_bias_ptr += (chunk * HEADS + head).to(tl.int64) * (KEYS * QUERIES)
     stats_ptr += head * (2 * out_rows)
@@ -54,8 +53,8 @@ def backward_kernel(
         k_masked = load_masked(masked_ptr, 1, head, HEADS, BLOCK_D)
         v_masked = load_masked(masked_ptr, 2, head, HEADS, BLOCK_D)
         dq_masked = tl.zeros((16, BLOCK_D), tl.float32)
-        dk_masked = tl.zeros((16, BLOCK_D), tl.float32)
-        dv_masked = tl.zeros((16, BLOCK_D), tl.float32)
+        program = (chunk * tl.num_programs(2) + tl.program_id(2)) * (3 * HEADS) + head
+        d_masked_ptr += program * (16 * BLOCK_D)
 
     first_window = chunk * windows_each
     for step in range(0, tl.minimum(windows_each, windows - first_window)):
@@ -70,98 +69,84 @@ def backward_kernel(
         window_q_ptr = q_ptr + q_first * Q_STRIDE + column
         window_grad_ptr = grad_ptr + out_first * OUT_STRIDE + out_column
         window_out_ptr = out_ptr + out_first * OUT_STRIDE + out_column
+        window_stats_ptr = stats_ptr + out_first
         if FOR_QUERIES:
             out_row, q_row, place, valid = query_rows(
                 tl.program_id(2) * BLOCK_T, out_count, window_position_ptr, window_rows_ptr,
                 QUERIES, COMPACT_Q, ONLY_VISIBLE, BLOCK_T,
             )  # fmt: skip
             q = load_queries(window_q_ptr, q_row, valid, masked_ptr, head, Q_STRIDE, HEADS, LANES, BLOCK_D)
-            grad, highest, share, delta = load_gradients(
-                window_grad_ptr,
-                window_out_ptr,
-                stats_ptr + out_first,
-                out_rows,
-                out_row,
-                valid,
-                OUT_STRIDE,
-                OUT_LANES,
-                BLOCK_D,
+            grad, delta = load_gradients(
+                window_grad_ptr, window_out_ptr, window_stats_ptr + out_rows, out_row, valid, OUT_STRIDE, LANES, BLOCK_D
             )
             dq = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
             if masked_ptr is not None:
                 head_rows = head * out_rows + out_first
-                score = masked_scores(q, k_masked, masked_bias_ptr + head_rows, out_row, valid, scale)
-                masked_p = softmax_term(score, highest) * share
+                masked_score = masked_scores(q, k_masked, masked_bias_ptr + head_rows, out_row, valid, scale)
+                masked_p = tl.exp2(masked_score - tl.load(window_stats_ptr + out_row, mask=valid, other=0.0))
                 wide_grad = grad.to(tl.float32)
                 masked_ds = masked_p * (tl.sum(wide_grad * v_masked[None, :], 1) - delta)
                 tl.store(masked_ds_ptr + head_rows + out_row, masked_ds, mask=valid)
-                dk_masked += folded(masked_ds[:, None] * q.to(tl.float32))
-                dv_masked += folded(masked_p[:, None] * wide_grad)
+                add_to_sums(d_masked_ptr + HEADS * 16 * BLOCK_D, masked_ds[:, None] * q.to(tl.float32))
+                add_to_sums(d_masked_ptr + 2 * HEADS * 16 * BLOCK_D, masked_p[:, None] * wide_grad)
                 dq = masked_ds[:, None] * k_masked[None, :]
-        for key_start in range(0 if FOR_QUERIES else tl.program_id(2) * BLOCK_S, key_count,
-                               BLOCK_S if FOR_QUERIES else BLOCK_S * tl.num_programs(2)):  # fmt: skip
-            key_row = key_start + tl.arange(0, BLOCK_S)
+        key_start, key_step = 0, BLOCK_S
+        if not FOR_QUERIES:
+            key_start, key_step = tl.program_id(2) * BLOCK_S, tl.num_programs(2) * BLOCK_S
+        for start in range(key_start, key_count, key_step):
+            key_row = start + tl.arange(0, BLOCK_S)
             key_valid = key_row < key_count
             key_place = key_row
             if position_ptr is not None:
                 key_place = tl.load(window_position_ptr + key_row, mask=key_valid, other=0)
             k = load_head(k_ptr + key_first * K_STRIDE + column, key_row, key_valid, K_STRIDE, LANES, BLOCK_D)
             v = load_head(v_ptr + key_first * V_STRIDE + column, key_row, key_valid, V_STRIDE, LANES, BLOCK_D)
-            if FOR_QUERIES:
+            dk = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
+            dv = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
+            for query_start in range(0, 1 if FOR_QUERIES else out_count, BLOCK_T):
+                if not FOR_QUERIES:
+                    out_row, q_row, place, valid = query_rows(
+                        query_start, out_count, window_position_ptr, window_rows_ptr,
+                        QUERIES, COMPACT_Q, ONLY_VISIBLE, BLOCK_T,
+                    )  # fmt: skip
+                    q = load_queries(window_q_ptr, q_row, valid, masked_ptr, head, Q_STRIDE, HEADS, LANES, BLOCK_D)
+                    grad, delta = load_gradients(
+                        window_grad_ptr, window_out_ptr, window_stats_ptr + out_rows, out_row, valid,
+                        OUT_STRIDE, LANES, BLOCK_D,
+                    )  # fmt: skip
                 added = pair_bias(
                     head_bias_ptr, window_mask_ptr, region_ptr, place, valid, key_place, key_valid,
                     QUERIES, KEYS, EXCLUDE,
                 )  # fmt: skip
-                p, ds = pair_gradients(q, k, v, grad, added, highest, share, delta, scale, PRECISION)
-                small_ds = ds.to(q.dtype)
-                dq += tl.dot(tl.trans(small_ds), k, input_precision=PRECISION)
+                score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale + added
+                p = tl.exp2(score - tl.load(window_stats_ptr + out_row, mask=valid, other=0.0)[None, :])
+                ds = p * (tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :])
                 if FOR_KEYS:
-                    dk = tl.dot(small_ds, q, input_precision=PRECISION)
-                    dv = tl.dot(p.to(q.dtype), grad, input_precision=PRECISION)
-                    if ONE_TILE:
-                        d_bias += ds
-                    else:
-                        add_to_rows(d_bias_ptr, ds, key_place, key_valid, place, valid, QUERIES)
-            else:
-                dk = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
-                dv = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
-                for start in range(0, out_count, BLOCK_T):
-                    out_row, q_row, place, valid = query_rows(
-                        start, out_count, window_position_ptr, window_rows_ptr,
-                        QUERIES, COMPACT_Q, ONLY_VISIBLE, BLOCK_T,
-                    )  # fmt: skip
-                    q = load_queries(window_q_ptr, q_row, valid, masked_ptr, head, Q_STRIDE, HEADS, LANES, BLOCK_D)
-                    grad, highest, share, delta = load_gradients(
-                        window_grad_ptr, window_out_ptr, stats_ptr + out_first, out_rows, out_row, valid,
-                        OUT_STRIDE, OUT_LANES, BLOCK_D,
-                    )  # fmt: skip
-                    added = pair_bias(
-                        head_bias_ptr, window_mask_ptr, region_ptr, place, valid, key_place, key_valid,
-                        QUERIES, KEYS, EXCLUDE,
-                    )  # fmt: skip
-                    p, ds = pair_gradients(q, k, v, grad, added, highest, share, delta, scale, PRECISION)
-                    dk += tl.dot(ds.to(q.dtype), q, input_precision=PRECISION)
-                    dv += tl.dot(p.to(q.dtype), grad, input_precision=PRECISION)
-                    add_to_rows(d_bias_ptr, ds, key_place, key_valid, place, valid, QUERIES)
+                    dv = tl.dot(p.to(q.dtype), grad, dv, input_precision=PRECISION)
+                small_ds = ds.to(q.dtype)
+                if ONE_TILE:
+                    d_bias += ds
+                elif FOR_KEYS:
+                    add_to_rows(d_bias_ptr, small_ds, key_place, key_valid, place, valid, QUERIES)
+                if FOR_QUERIES:
+                    dq = tl.dot(tl.trans(small_ds), k, dq, input_precision=PRECISION)
+                if FOR_KEYS:
+                    dk = tl.dot(small_ds, q, dk, input_precision=PRECISION)
             if FOR_KEYS:
-                store_head(
-                    dk_ptr + key_first * DK_STRIDE + column, key_row, key_valid, dk * scale, DK_STRIDE, LANES, BLOCK_D
-                )
-                store_head(dv_ptr + key_first * DV_STRIDE + column, key_row, key_valid, dv, DV_STRIDE, LANES, BLOCK_D)
+                store_head(dv_ptr + key_first * DV_STRIDE + d_column, key_row, key_valid, dv, DV_STRIDE, LANES, BLOCK_D)
+                dk *= dot_scale
+                store_head(dk_ptr + key_first * DK_STRIDE + d_column, key_row, key_valid, dk, DK_STRIDE, LANES, BLOCK_D)
         if FOR_QUERIES:
-            dq = dq * scale
+            dq = dq * dot_scale
             store_head(
-                dq_ptr + q_first * DQ_STRIDE + column, q_row, valid & (q_row >= 0), dq, DQ_STRIDE, LANES, BLOCK_D
+                dq_ptr + q_first * DQ_STRIDE + d_column, q_row, valid & (q_row >= 0), dq, DQ_STRIDE, LANES, BLOCK_D
             )
             if masked_ptr is not None:
                 dq_masked += folded(tl.where((valid & (q_row < 0))[:, None], dq, 0.0))
 
     if FOR_QUERIES and masked_ptr is not None:
-        program = (chunk * tl.num_programs(2) + tl.program_id(2)) * (3 * HEADS) + head
-        d_masked_ptr += program * BLOCK_D + tl.arange(0, BLOCK_D)
-        tl.store(d_masked_ptr, tl.sum(dq_masked, 0))
-        tl.store(d_masked_ptr + HEADS * BLOCK_D, tl.sum(dk_masked, 0) * scale)
-        tl.store(d_masked_ptr + 2 * HEADS * BLOCK_D, tl.sum(dv_masked, 0))
+        row, dim = tl.arange(0, 16), tl.arange(0, BLOCK_D)
+        tl.store(d_masked_ptr + row[:, None] * BLOCK_D + dim[None, :], dq_masked)
     if ONE_TILE:
         key, query = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_T)
         pair = key[:, None] * QUERIES + query[None, :]
@@ -170,22 +155,17 @@ def backward_kernel(
 
 @triton.jit
 def load_gradients(
-    grad_ptr, out_ptr, stats_ptr, out_rows, row, valid, STRIDE: tl.constexpr, LANES: tl.constexpr, BLOCK_D: tl.constexpr
+    grad_ptr, out_ptr, share_ptr, row, valid, STRIDE: tl.constexpr, LANES: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """The gradient of the output, largest scores and 1 / denominators, and delta = sum p dp = grad . out."""
+    """The gradient of the output over the softmax denominator, and delta = gradient . out.
+
+    With them p needs no denominator: all that it gives to has one of these as a factor.
+    """
     grad = load_head(grad_ptr, row, valid, STRIDE, LANES, BLOCK_D)
     out = load_head(out_ptr, row, valid, STRIDE, LANES, BLOCK_D)
-    highest = tl.load(stats_ptr + row, mask=valid, other=0.0)
-    share = tl.load(stats_ptr + out_rows + row, mask=valid, other=0.0)
-    return grad, highest, share, tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
-
-
-@triton.jit
-def pair_gradients(q, k, v, grad, added, highest, share, delta, scale, PRECISION: tl.constexpr):
-    """p and the gradient of the scores, (keys, queries)."""
-    score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale + added
-    p = softmax_term(score, highest[None, :]) * share[None, :]
-    return p, p * (tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :])
+    share = tl.load(share_ptr + row, mask=valid, other=0.0)
+    shared_grad = grad.to(tl.float32) * share[:, None]
+    return shared_grad.to(grad.dtype), tl.sum(shared_grad * out.to(tl.float32), 1)
 
 
 @triton.jit
@@ -193,11 +173,20 @@ def add_to_rows(d_bias_ptr, ds, key_place, key_valid, place, valid, QUERIES: tl.
     """Add ds to the rows of its keys, which this program alone owns, in memory that stays in the caches."""
     pair = d_bias_ptr + key_place[:, None] * QUERIES + place[None, :]
     mask = key_valid[:, None] & valid[None, :]
-    tl.debug_barrier()  # another thread may have written here for the window before
-    tl.store(pair, tl.load(pair, mask=mask, other=0.0) + ds, mask=mask)
+    tl.debug_barrier()  # another thread may have written here before
+    tl.store(pair, tl.load(pair, mask=mask, other=0.0) + ds.to(tl.float32), mask=mask)
 
 
 @triton.jit
 def folded(tile):
     """Sums over groups of rows, 16 left: each thread adds up what it holds."""
     return tl.sum(tl.reshape(tile, (tile.shape[0] // 16, 16, tile.shape[1])), 0)
+
+
+@triton.jit
+def add_to_sums(sums_ptr, tile):
+    """Add a tile, folded, to sums that this program alone owns: in memory, as registers are scarce."""
+    row, dim = tl.arange(0, 16), tl.arange(0, tile.shape[1])
+    sums_ptr += row[:, None] * tile.shape[1] + dim[None, :]
+    tl.debug_barrier()  # as above
+    tl.store(sums_ptr, tl.load(sums_ptr) + folded(tile))

@@ -11,7 +11,6 @@ from .triton_pairs import (
     masked_scores,
     pair_bias,
     query_rows,
-    softmax_term,
     store_head,
     window_rows,
     window_tables,
@@ -26,7 +25,7 @@ def forward_kernel(
     out_ptr, stats_ptr, out_rows, windows_each,
     HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, COMPACT_Q: tl.constexpr,
     Q_STRIDE: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
-    HEAD_STRIDE: tl.constexpr, OUT_HEAD_STRIDE: tl.constexpr, LANES: tl.constexpr, OUT_LANES: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr, OUT_HEAD_STRIDE: tl.constexpr, LANES: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """`stats` (heads, 2, rows of out), if wanted: the largest score of each query, and 1 / softmax denominator.
@@ -63,9 +62,11 @@ def forward_kernel(
             total = tl.zeros((BLOCK_T,), tl.float32)
             out = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
             if masked_ptr is not None:
-                masked_score = masked_scores(q, k_masked, masked_bias_ptr + head * out_rows + out_first, out_row, valid, scale)
+                masked_score = masked_scores(
+                    q, k_masked, masked_bias_ptr + head * out_rows + out_first, out_row, valid, scale
+                )
                 highest = tl.maximum(masked_score, NO_KEY)
-                total = softmax_term(masked_score, highest)
+                total = tl.exp2(masked_score - highest)
                 out = total[:, None] * v_masked[None, :]
             for key_start in range(0, key_count, BLOCK_S):
                 key_row = key_start + tl.arange(0, BLOCK_S)
@@ -81,16 +82,16 @@ def forward_kernel(
                 v = load_head(v_ptr + key_first * V_STRIDE + column, key_row, key_valid, V_STRIDE, LANES, BLOCK_D)
                 score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + tl.trans(added)
                 raised = tl.maximum(highest, tl.max(score, 1))
-                shrink = softmax_term(highest, raised)
+                shrink = tl.exp2(highest - raised)
                 highest = raised
-                p = softmax_term(score, highest[:, None])
+                p = tl.exp2(score - highest[:, None])
                 total = total * shrink + tl.sum(p, 1)
                 out = out * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
             share = tl.where(total == 0.0, 0.0, 1.0 / total)  # a query without any key gets 0
             out = out * share[:, None]
             store_head(
                 out_ptr + out_first * OUT_STRIDE + head * OUT_HEAD_STRIDE, out_row, valid, out,
-                OUT_STRIDE, OUT_LANES, BLOCK_D,
+                OUT_STRIDE, LANES, BLOCK_D,
             )  # fmt: skip
             if stats_ptr is not None:
                 row_ptr = stats_ptr + head * (2 * out_rows) + out_first + out_row

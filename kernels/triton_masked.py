@@ -5,16 +5,13 @@ places. For windows with the same regions (and mask), which come back every `per
 a table of exponentials with 0/1 rows that say which places are masked. A program has one such kind of windows.
 """
 
-import math
-
 import triton
 import triton.language as tl
 
-from .triton_pairs import NO_KEY, is_foreign, pair_bias, window_tables
+from .triton_pairs import FOREIGN, NO_KEY, is_foreign, pair_bias, window_tables
 
-# Exponentials are kept e**40 times larger, so that those of other shift regions, 100 lower, stay within float32.
-RAISE = tl.constexpr(40.0)
-EXP_RAISE = tl.constexpr(math.exp(40.0))
+# Exponentials are kept 2**60 times larger, so that those of other shift regions, 100 lower, stay within float32.
+RAISE = tl.constexpr(60.0)
 
 
 @triton.jit
@@ -33,27 +30,27 @@ def exponentials(
     bias_ptr, mask_ptr, region_ptr, query, place, top,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """(places, queries): exp(bias - top), raised."""
+    """(places, queries): exp2(bias - top), raised."""
     added = pair_bias(bias_ptr, mask_ptr, None, query, query < QUERIES, place, place < KEYS, QUERIES, KEYS, False)
-    factor = EXP_RAISE
+    factor = 2.0**RAISE
     if region_ptr is not None:
         foreign = is_foreign(region_ptr, query, query < QUERIES, place, place < KEYS)
-        factor = tl.where(foreign, tl.exp(RAISE - 100.0), EXP_RAISE)
-    return tl.exp(added - top[None, :]) * factor
+        factor = tl.where(foreign, tl.exp2(RAISE - FOREIGN), factor)
+    return tl.exp2(added - top[None, :]) * factor
 
 
 @triton.jit
 def raised_log(total):
-    """log(total) less the raise, without the digits that a large logarithm would cost."""
+    """log2(total) less the raise, without the digits that a large logarithm would cost."""
     low = total < 1.0
-    return tl.log(tl.where(low, total, total / EXP_RAISE)) - tl.where(low, RAISE, 0.0)
+    return tl.log2(tl.where(low, total, total * 2.0**-RAISE)) - tl.where(low, RAISE, 0.0)
 
 
 @triton.jit
 def lowered_exp(x):
-    """exp(x) without the raise."""
+    """exp2(x) without the raise."""
     high = x > RAISE
-    return tl.exp(tl.where(high, x - RAISE, x)) * tl.where(high, 1.0, 1 / EXP_RAISE)
+    return tl.exp2(tl.where(high, x - RAISE, x)) * tl.where(high, 1.0, 2.0**-RAISE)
 
 
 @triton.jit

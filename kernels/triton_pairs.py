@@ -1,14 +1,15 @@
 """What the attention kernels of the Triton backend need of a window: its tokens, and what is added to their scores.
 
 Legend: a *place* is where a token lies in its window; a *row* is where it lies in its tensor, counted from the window's
-first row. Scores are (queries, keys), or turned, in float32.
+first row. Scores are (queries, keys), or turned, in float32, and times log2(e), as are the bias and the scale that the
+kernels are given: exp2 is what devices have.
 """
 
 import triton
 import triton.language as tl
 
 NO_KEY = tl.constexpr(-1e29)  # scores far below this are no keys (kernels/reference.py); a running maximum starts here
-LOG2E = tl.constexpr(1.4426950408889634)
+FOREIGN = tl.constexpr(100 * 1.4426950408889634)  # less for keys of other shift regions, where they take part
 
 
 @triton.jit
@@ -100,6 +101,7 @@ def load_queries(
     row_ptr = q_ptr + row * STRIDE
     if masked_ptr is not None:
         row_ptr = tl.where(row >= 0, row_ptr, masked_ptr + head * BLOCK_D)
+        row_ptr = tl.multiple_of(row_ptr, 16)
     dim = tl.arange(0, BLOCK_D)
     mask = valid[:, None]
     if LANES < BLOCK_D:
@@ -125,20 +127,15 @@ def pair_bias(
     """
     valid = key_valid[:, None] & query_valid[None, :]
     pair = key_place[:, None] * QUERIES + query_place[None, :]
-    added = tl.load(bias_ptr + pair, mask=valid, other=float("-inf")).to(tl.float32)
+    added = tl.load(bias_ptr + pair, mask=valid, other=float("-inf"))
     if mask_ptr is not None:
-        added += tl.load(mask_ptr + pair, mask=valid, other=0.0).to(tl.float32)
+        added += tl.load(mask_ptr + pair, mask=valid, other=0.0)
     if region_ptr is not None:
         several = tl.load(region_ptr) != tl.load(region_ptr + KEYS - 1)  # then first and last place differ
         if several:
             foreign = is_foreign(region_ptr, query_place, query_valid, key_place, key_valid)
-            added = tl.where(foreign, float("-inf") if EXCLUDE else added - 100.0, added)
+            added = tl.where(foreign, float("-inf") if EXCLUDE else added - FOREIGN, added)
     return added
-
-
-@triton.jit
-def softmax_term(score, highest):
-    return tl.exp2((score - highest) * LOG2E)
 
 
 @triton.jit
