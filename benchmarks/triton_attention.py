@@ -1,54 +1,76 @@
 """What of window_attention is in the tables of kernels/TRITON.md."""
 
-from typing import Any
+from functools import partial
 
-import pytest
 import torch
 import triton
 import triton.language as tl
-from attention_cases import make_case
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton_on_ptxsim import Emulator, on_ptxsim
 from triton_resources import Compiled, Counted
 
-from masked_swin.kernels import VisibleTokens, Windows, token_mask, triton_backend, window_attention
+from masked_swin.kernels import VisibleTokens, Windows, token_mask, triton_backend
 
 TITLE = "Attention"
-WINDOW_8 = {"heads": 2, "grid": (2, 1), "batch": 1}
-WINDOW_16 = {"heads": 2, "head_dim": 30, "window": (16, 16), "shift": (8, 8), "grid": (2, 1), "batch": 1}
-CASES: list[tuple[str, torch.dtype, dict[str, Any]]] = [
-    ("zero", torch.bfloat16, WINDOW_8),
-    ("drop", torch.bfloat16, WINDOW_8),
-    ("visible", torch.bfloat16, WINDOW_8),
-    ("dense", torch.bfloat16, WINDOW_8),
-    ("zero", torch.float32, WINDOW_8),
-    ("dense", torch.float32, WINDOW_8),
-    ("zero", torch.bfloat16, WINDOW_8 | {"head_dim": 30}),
-    ("dense", torch.bfloat16, WINDOW_8 | {"head_dim": 32}),
-    ("zero", torch.bfloat16, WINDOW_16),
-    ("dense", torch.bfloat16, WINDOW_16),
+CASES = [  # use, dtype, head_dim, side of the window, heads padded to whole sectors
+    ("zero", torch.bfloat16, 10, 8, True),
+    ("drop", torch.bfloat16, 10, 8, True),
+    ("visible", torch.bfloat16, 10, 8, True),
+    ("dense", torch.bfloat16, 10, 8, True),
+    ("zero", torch.bfloat16, 10, 8, False),
+    ("dense", torch.bfloat16, 10, 8, False),
+    ("zero", torch.float32, 10, 8, True),
+    ("dense", torch.float32, 10, 8, True),
+    ("zero", torch.bfloat16, 30, 8, True),
+    ("dense", torch.bfloat16, 32, 8, True),
+    ("zero", torch.bfloat16, 30, 16, True),
+    ("dense", torch.bfloat16, 30, 16, True),
 ]
 BATCH, HEADS, HEAD_DIM = 64, 6, 10
-EVERY = 64  # ptxsim runs one window of so many
+EVERY = 64  # ptxsim runs one program of so many
 ACTIVATIONS = {"q_ptr", "k_ptr", "v_ptr", "out_ptr", "grad_ptr", "dq_ptr", "dk_ptr", "dv_ptr"}
-PRODUCTS = {"forward": 2, "inputs": 7, "bias": 2}  # matrix products of a kernel's formulas
+PRODUCTS = {"forward": 2, "backward": 5}  # matrix products of a kernel's formulas
 
 
-def start(use: str, dtype: torch.dtype, shape: dict[str, Any]) -> None:
-    """Forward and backward as with many windows: all heads in a program, chunks of several windows."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_backend, "ENOUGH_WINDOWS", 1)
-        patch.setattr(triton_backend, "BIAS_CHUNKS", 1)
-        make_case(use, **shape).run(dtype, "triton")
+def attend(
+    use: str, dtype: torch.dtype, heads: int, head_dim: int, plan: VisibleTokens, padded: bool, backward: bool = True
+) -> None:
+    """Start every kernel of a call, as the block does, on numbers that do not matter."""
+    windows, size = plan.batch * plan.windows.count, plan.windows.size
+    width = triton_backend.padded_head_dim(head_dim, dtype) if padded else head_dim
+    torch.manual_seed(0)
+
+    def buffer(parts: int, compact: bool) -> list[Tensor]:
+        rows = (len(plan.index),) if compact else (windows, size)
+        tensor = torch.zeros(*rows, parts, heads, width, dtype=dtype)
+        tensor[..., :head_dim].normal_()
+        return list(tensor[..., :head_dim].unbind(-3))
+
+    def qkv() -> list[Tensor]:
+        return [*buffer(1, False), *buffer(2, True)] if use == "drop" else buffer(3, use != "dense")
+
+    def output() -> Tensor:
+        return buffer(1, use == "visible")[0]
+
+    masked = torch.randn(3, heads, head_dim).to(dtype) if use == "zero" else None
+    bias = torch.randn(heads, size, size).to(dtype)
+    lists = (None, None) if use == "dense" else (plan.offsets, plan.position)
+    call = triton_backend.prepare(*(*qkv(), bias, masked, *lists, plan.regions, None, head_dim**-0.5), padded=padded)
+    out = output()
+    stats = torch.empty(heads, 3, out.numel() // (heads * head_dim))
+    triton_backend.run_forward(call, out, stats)
+    if backward:
+        triton_backend.run_backward(call, output(), out, stats, *qkv())
 
 
 def compiled() -> list[Compiled]:
     found = []
-    for use, dtype, shape in CASES:
-        window = "x".join(str(side) for side in shape.get("window", (8, 8)))
-        case = f"{use}, {str(dtype)[6:]}, head_dim {shape.get('head_dim', 10)}, {window}"
-        found.append(Compiled(case, lambda *, case=(use, dtype, shape): start(*case)))
+    for use, dtype, head_dim, side, padded in CASES:
+        windows = Windows(2 * side, 2 * side, (side, side), (side // 2, side // 2))
+        plan = VisibleTokens.from_keep(torch.arange(windows.tokens)[None] % 4 == 0, windows)
+        case = f"{use}, {str(dtype)[6:]}, head_dim {head_dim}{' padded' * padded}, {side}x{side}"
+        found.append(Compiled(case, partial(attend, use, dtype, 2, head_dim, plan, padded)))
     return found
 
 
@@ -74,37 +96,32 @@ def dense_kernel(
     tl.store(out_ptr + out_tile, out.to(out_ptr.dtype.element_ty), mask=in_head)
 
 
-def inputs(exact: bool) -> tuple[tuple[Tensor, ...], Tensor, dict[str, Any]]:
-    """Compact q, k, v (views of one tensor), bias and the other arguments, at 75 % of the tokens masked."""
-    torch.manual_seed(0)
+def visible_tokens(exact: bool) -> VisibleTokens:
+    """75 % of the tokens masked, in shifted windows."""
     windows = Windows(64, 64, (8, 8), (4, 4))
     key = torch.tensor(1), torch.tensor(0), torch.arange(BATCH)
-    masked = token_mask(*key, windows.tokens, 0.75, windows=windows, exact=exact)
-    plan = VisibleTokens.from_keep(~masked, windows)
-    qkv = torch.randn(len(plan.index), 3, HEADS, HEAD_DIM).bfloat16()
-    shared = torch.randn(3, HEADS, HEAD_DIM).bfloat16().unbind()
-    arguments = {"scale": HEAD_DIM**-0.5, "visible": plan, "masked": shared, "backend": "triton"}
-    return qkv.unbind(1), torch.randn(HEADS, windows.size, windows.size).bfloat16(), arguments
+    return VisibleTokens.from_keep(~token_mask(*key, windows.tokens, 0.75, windows=windows, exact=exact), windows)
 
 
 def counted() -> list[Counted]:
     """Every kernel at the published size, a sample of the windows run."""
     found = []
-    windows = BATCH * 64
-    for exact in (False, True):
-        qkv, bias, arguments = inputs(exact)
-        keys = len(qkv[0]) / windows
-        rows = [tensor.requires_grad_() for tensor in qkv]
-        with on_ptxsim(every=EVERY) as emulator:
-            out = window_attention(*rows, bias, **arguments)
-            if not exact:
-                torch.autograd.grad(out, rows, torch.randn(out.shape).bfloat16())
+    for name, use, exact, padded in [
+        ("75 % masked", "zero", False, True),
+        ("exact", "zero", True, True),
+        ("75 % masked, heads not padded", "zero", False, False),
+        ("dense", "dense", False, True),
+    ]:
+        plan = visible_tokens(exact)
+        windows = BATCH * plan.windows.count
+        keys = 64 if use == "dense" else len(plan.index) / windows
+        with on_ptxsim(every=EVERY, checks=False) as emulator:
+            attend(use, torch.bfloat16, HEADS, HEAD_DIM, plan, padded)
         for launch in emulator.launches:
             kernel = launch.kernel.removesuffix("_kernel")
-            if kernel in PRODUCTS:
-                flops = PRODUCTS[kernel] * windows * product_flops(keys)
-                case = f"{kernel}, {'exact' if exact else '75 % masked'}"
-                found.append(Counted(case, launch, windows, ACTIVATIONS, flops))
+            flops = PRODUCTS.get(kernel, 0) * windows * product_flops(keys)
+            if kernel in PRODUCTS or (use == "zero" and padded and not exact):
+                found.append(Counted(f"{kernel}, {name}", launch, windows, ACTIVATIONS, flops))
     return [*found, plain_dense()]
 
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -81,10 +82,13 @@ def compiled_table(cases: list[Compiled]) -> list[str]:
         for target in TARGETS:
             with in_place_of_launch(Compiler(target)) as compiler:
                 case.start()
-            first = {launch.kernel: launch for launch in reversed(compiler.launches)}
-            for kernel in dict.fromkeys(launch.kernel for launch in compiler.launches):
-                cells.setdefault(kernel, []).append(compiled_cell(first[kernel], target))
-        lines += [f"| {case.case} | {k.removesuffix('_kernel')} | {' | '.join(row)} |" for k, row in cells.items()]
+            times: Counter[str] = Counter()
+            for launch in compiler.launches:
+                name = launch.kernel.removesuffix("_kernel")
+                times[name] += 1
+                label = name if times[name] == 1 else f"{name} ({times[name]})"
+                cells.setdefault(label, []).append(compiled_cell(launch, target))
+        lines += [f"| {case.case} | {kernel} | {' | '.join(row)} |" for kernel, row in cells.items()]
     return lines
 
 

@@ -101,7 +101,7 @@ def prepare(
         window_mask = (window_mask.transpose(1, 2).float() * LOG2E).contiguous()
     counts = (1 if regions is None else len(regions), 1 if window_mask is None else len(window_mask))
     masked_bias = None
-    halves = q.dtype != torch.float32
+    halves = q.dtype != torch.float32 and not triton.knobs.runtime.interpret  # it multiplies bfloat16 wrongly
     if masked is not None:
         masked = F.pad(masked, (0, _block(head_dim) - head_dim)).contiguous()
         masked_bias = torch.empty(heads, windows, queries, dtype=torch.float32, device=q.device)
@@ -162,11 +162,12 @@ def _tiles(call: Attention, kernel: Any) -> dict[str, int]:
     itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
     warps = 1 if call.compact_keys else 4
     kept = 4096  # bytes of a tile of queries
-    if kernel is backward_kernel:
-        kept = 4096 if warps == 4 and queries <= 64 else 2048
+    if kernel is backward_kernel and (warps == 1 or queries > 64):
+        kept = 2048 if call.padded or itemsize == 4 else 1024  # heads that are not padded take more registers
     elif itemsize == 4:
         warps = 4
-    queries = 16 if call.compact_output else max(16, min(64, queries, kept // (call.constants["BLOCK_D"] * itemsize)))
+    compact = call.compact_output and kernel is forward_kernel
+    queries = 16 if compact else max(16, min(64, queries, kept // (call.constants["BLOCK_D"] * itemsize)))
     return {"BLOCK_T": queries, "BLOCK_S": 16 if call.compact_keys else min(64, keys), "num_warps": warps}
 
 
@@ -183,7 +184,7 @@ def _strides(call: Attention, *tensors: Tensor) -> tuple[list[int], int]:
 def run_forward(call: Attention, out: Tensor, stats: Tensor | None = None) -> None:
     """Attend, into `out`, of the shape that the operator returns; rows that no window owns are left as they are.
 
-    stats: (heads, 2, rows of out) float32, for the backward pass.
+    stats: (heads, 3, rows of out) float32, for the backward pass.
     """
     heads = call.constants["HEADS"]
     (stride,), head_stride = _strides(call, out)
@@ -286,7 +287,7 @@ def backward(grad_out: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Te
     call = prepare(*inputs)
     q, k, v, bias = inputs[:4]
     out = _new_output(call, q)
-    stats = torch.empty(bias.shape[0], 2, out.numel() // (bias.shape[0] * call.head_dim), device=q.device)
+    stats = torch.empty(bias.shape[0], 3, out.numel() // (bias.shape[0] * call.head_dim), device=q.device)
     run_forward(call, out, stats)
     # Rows that no window owns stay 0.
     new = torch.zeros_like if call.compact_keys else torch.empty_like

@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 
 from .triton_pairs import (
+    add_window_tables,
+    load_bias,
     load_head,
     load_masked,
     load_queries,
-    masked_scores,
-    pair_bias,
     query_rows,
     store_head,
     window_rows,
@@ -46,8 +46,10 @@ def backward_kernel(
     column, out_column, d_column = head * HEAD_STRIDE, head * OUT_HEAD_STRIDE, head * D_HEAD_STRIDE
     head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
     d_bias_ptr += (chunk * HEADS + head).to(tl.int64) * (KEYS * QUERIES)
-    stats_ptr += head * (2 * out_rows)
-    if ONE_TILE:
+    stats_ptr += head * (3 * out_rows)
+    if ONE_TILE:  # then the bias and its gradient stay in registers
+        key, query = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_T)
+        bias = load_bias(head_bias_ptr, query, query < QUERIES, key, key < KEYS, QUERIES)
         d_bias = tl.zeros((BLOCK_S, BLOCK_T), tl.float32)
     if FOR_QUERIES and masked_ptr is not None:
         k_masked = load_masked(masked_ptr, 1, head, HEADS, BLOCK_D)
@@ -82,8 +84,7 @@ def backward_kernel(
             dq = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
             if masked_ptr is not None:
                 head_rows = head * out_rows + out_first
-                masked_score = masked_scores(q, k_masked, masked_bias_ptr + head_rows, out_row, valid, scale)
-                masked_p = tl.exp2(masked_score - tl.load(window_stats_ptr + out_row, mask=valid, other=0.0))
+                masked_p = tl.load(window_stats_ptr + 2 * out_rows + out_row, mask=valid, other=0.0)
                 wide_grad = grad.to(tl.float32)
                 masked_ds = masked_p * (tl.sum(wide_grad * v_masked[None, :], 1) - delta)
                 tl.store(masked_ds_ptr + head_rows + out_row, masked_ds, mask=valid)
@@ -114,10 +115,11 @@ def backward_kernel(
                         window_grad_ptr, window_out_ptr, window_stats_ptr + out_rows, out_row, valid,
                         OUT_STRIDE, LANES, BLOCK_D,
                     )  # fmt: skip
-                added = pair_bias(
-                    head_bias_ptr, window_mask_ptr, region_ptr, place, valid, key_place, key_valid,
-                    QUERIES, KEYS, EXCLUDE,
-                )  # fmt: skip
+                if not ONE_TILE:
+                    bias = load_bias(head_bias_ptr, place, valid, key_place, key_valid, QUERIES)
+                added = add_window_tables(
+                    bias, window_mask_ptr, region_ptr, place, valid, key_place, key_valid, QUERIES, KEYS, EXCLUDE
+                )
                 score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale + added
                 p = tl.exp2(score - tl.load(window_stats_ptr + out_row, mask=valid, other=0.0)[None, :])
                 ds = p * (tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :])
@@ -148,7 +150,6 @@ def backward_kernel(
         row, dim = tl.arange(0, 16), tl.arange(0, BLOCK_D)
         tl.store(d_masked_ptr + row[:, None] * BLOCK_D + dim[None, :], dq_masked)
     if ONE_TILE:
-        key, query = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_T)
         pair = key[:, None] * QUERIES + query[None, :]
         tl.store(d_bias_ptr + pair, d_bias, mask=(key < KEYS)[:, None] & (query < QUERIES)[None, :])
 

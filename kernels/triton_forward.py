@@ -5,11 +5,12 @@ import triton.language as tl
 
 from .triton_pairs import (
     NO_KEY,
+    add_window_tables,
+    load_bias,
     load_head,
     load_masked,
     load_queries,
     masked_scores,
-    pair_bias,
     query_rows,
     store_head,
     window_rows,
@@ -28,18 +29,23 @@ def forward_kernel(
     HEAD_STRIDE: tl.constexpr, OUT_HEAD_STRIDE: tl.constexpr, LANES: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """`stats` (heads, 2, rows of out), if wanted: the largest score of each query, and 1 / softmax denominator.
+    """`stats` (heads, 3, rows of out), if wanted: of each query the largest score, 1 / softmax denominator, and the
+    masked key's share before that division.
 
-    They are apart because the logarithm of both would lose digits where scores are large.
+    The first two are apart because the logarithm of both would lose digits where scores are large.
     """
     ONLY_VISIBLE: tl.constexpr = COMPACT_Q and masked_ptr is None
     EXCLUDE: tl.constexpr = offsets_ptr is not None and masked_ptr is None
+    ONE_TILE: tl.constexpr = offsets_ptr is None and KEYS <= BLOCK_S and QUERIES <= BLOCK_T
     head = tl.program_id(0)
     column = head * HEAD_STRIDE
     head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
     if masked_ptr is not None:
         k_masked = load_masked(masked_ptr, 1, head, HEADS, BLOCK_D)
         v_masked = load_masked(masked_ptr, 2, head, HEADS, BLOCK_D)
+    if ONE_TILE:  # then the bias stays in registers
+        key, query = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_T)
+        bias = load_bias(head_bias_ptr, query, query < QUERIES, key, key < KEYS, QUERIES)
 
     first_window = tl.program_id(1) * windows_each
     for step in range(0, tl.minimum(windows_each, windows - first_window)):
@@ -74,10 +80,11 @@ def forward_kernel(
                 key_place = key_row
                 if position_ptr is not None:
                     key_place = tl.load(position_ptr + key_first + key_row, mask=key_valid, other=0)
-                added = pair_bias(
-                    head_bias_ptr, window_mask_ptr, region_ptr, place, valid, key_place, key_valid,
-                    QUERIES, KEYS, EXCLUDE,
-                )  # fmt: skip
+                if not ONE_TILE:
+                    bias = load_bias(head_bias_ptr, place, valid, key_place, key_valid, QUERIES)
+                added = add_window_tables(
+                    bias, window_mask_ptr, region_ptr, place, valid, key_place, key_valid, QUERIES, KEYS, EXCLUDE
+                )
                 k = load_head(k_ptr + key_first * K_STRIDE + column, key_row, key_valid, K_STRIDE, LANES, BLOCK_D)
                 v = load_head(v_ptr + key_first * V_STRIDE + column, key_row, key_valid, V_STRIDE, LANES, BLOCK_D)
                 score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + tl.trans(added)
@@ -94,6 +101,8 @@ def forward_kernel(
                 OUT_STRIDE, LANES, BLOCK_D,
             )  # fmt: skip
             if stats_ptr is not None:
-                row_ptr = stats_ptr + head * (2 * out_rows) + out_first + out_row
+                row_ptr = stats_ptr + head * (3 * out_rows) + out_first + out_row
                 tl.store(row_ptr, highest, mask=valid)
                 tl.store(row_ptr + out_rows, share, mask=valid)
+                if masked_ptr is not None:
+                    tl.store(row_ptr + 2 * out_rows, tl.exp2(masked_score - highest), mask=valid)

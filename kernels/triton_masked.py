@@ -8,10 +8,18 @@ a table of exponentials with 0/1 rows that say which places are masked. A progra
 import triton
 import triton.language as tl
 
-from .triton_pairs import FOREIGN, NO_KEY, is_foreign, pair_bias, window_tables
+from .triton_pairs import FOREIGN, NO_KEY, add_window_tables, is_foreign, load_bias, window_tables
 
 # Exponentials are kept 2**60 times larger, so that those of other shift regions, 100 lower, stay within float32.
 RAISE = tl.constexpr(60.0)
+
+
+@triton.jit
+def bias_and_mask(bias_ptr, mask_ptr, query, place, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """(places, queries), -inf outside of the window."""
+    valid, key_valid = query < QUERIES, place < KEYS
+    bias = load_bias(bias_ptr, query, valid, place, key_valid, QUERIES)
+    return add_window_tables(bias, mask_ptr, None, query, valid, place, key_valid, QUERIES, KEYS, False)
 
 
 @triton.jit
@@ -19,24 +27,19 @@ def largest_bias(bias_ptr, mask_ptr, query, QUERIES: tl.constexpr, KEYS: tl.cons
     """The largest bias of each query, over all places."""
     top = tl.full(query.shape, NO_KEY, tl.float32)
     for start in range(0, KEYS, BLOCK_N):
-        place = start + tl.arange(0, BLOCK_N)
-        added = pair_bias(bias_ptr, mask_ptr, None, query, query < QUERIES, place, place < KEYS, QUERIES, KEYS, False)
+        added = bias_and_mask(bias_ptr, mask_ptr, query, start + tl.arange(0, BLOCK_N), QUERIES, KEYS)
         top = tl.maximum(top, tl.max(added, 0))
     return top
 
 
 @triton.jit
-def exponentials(
-    bias_ptr, mask_ptr, region_ptr, query, place, top,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
+def exponentials(bias_ptr, mask_ptr, region_ptr, query, place, top, QUERIES: tl.constexpr, KEYS: tl.constexpr):
     """(places, queries): exp2(bias - top), raised."""
-    added = pair_bias(bias_ptr, mask_ptr, None, query, query < QUERIES, place, place < KEYS, QUERIES, KEYS, False)
     factor = 2.0**RAISE
     if region_ptr is not None:
         foreign = is_foreign(region_ptr, query, query < QUERIES, place, place < KEYS)
         factor = tl.where(foreign, tl.exp2(RAISE - FOREIGN), factor)
-    return tl.exp2(added - top[None, :]) * factor
+    return tl.exp2(bias_and_mask(bias_ptr, mask_ptr, query, place, QUERIES, KEYS) - top[None, :]) * factor
 
 
 @triton.jit

@@ -98,15 +98,11 @@ def load_queries(
     STRIDE: tl.constexpr, HEADS: tl.constexpr, LANES: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One head of q; rows of masked tokens, -1, get the q that they share."""
-    row_ptr = q_ptr + row * STRIDE
+    q = load_head(q_ptr, row, valid & (row >= 0), STRIDE, LANES, BLOCK_D)
     if masked_ptr is not None:
-        row_ptr = tl.where(row >= 0, row_ptr, masked_ptr + head * BLOCK_D)
-        row_ptr = tl.multiple_of(row_ptr, 16)
-    dim = tl.arange(0, BLOCK_D)
-    mask = valid[:, None]
-    if LANES < BLOCK_D:
-        mask = mask & (dim < LANES)[None, :]
-    return tl.load(row_ptr[:, None] + dim[None, :], mask=mask, other=0.0)
+        shared = tl.load(masked_ptr + head * BLOCK_D + tl.arange(0, BLOCK_D))
+        q = tl.where((row >= 0)[:, None], q, shared[None, :])
+    return q
 
 
 @triton.jit
@@ -117,25 +113,30 @@ def is_foreign(region_ptr, query_place, query_valid, key_place, key_valid):
 
 
 @triton.jit
-def pair_bias(
-    bias_ptr, mask_ptr, region_ptr, query_place, query_valid, key_place, key_valid,
+def load_bias(bias_ptr, query_place, query_valid, key_place, key_valid, QUERIES: tl.constexpr):
+    """(keys, queries): the position bias of a head, -inf where there is no key.
+
+    It lies like this in memory: the places of visible keys pick rows of adjacent queries.
+    """
+    pair = key_place[:, None] * QUERIES + query_place[None, :]
+    return tl.load(bias_ptr + pair, mask=key_valid[:, None] & query_valid[None, :], other=float("-inf"))
+
+
+@triton.jit
+def add_window_tables(
+    bias, mask_ptr, region_ptr, query_place, query_valid, key_place, key_valid,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, EXCLUDE: tl.constexpr,
 ):  # fmt: skip
-    """(keys, queries): position bias, window mask and shift regions, -inf where there is no key.
-
-    Bias (of one head) and mask lie like this in memory: the places of visible keys pick rows of adjacent queries.
-    """
-    valid = key_valid[:, None] & query_valid[None, :]
-    pair = key_place[:, None] * QUERIES + query_place[None, :]
-    added = tl.load(bias_ptr + pair, mask=valid, other=float("-inf"))
+    """The position bias with window mask and shift regions: all that is added to scores."""
     if mask_ptr is not None:
-        added += tl.load(mask_ptr + pair, mask=valid, other=0.0)
+        pair = key_place[:, None] * QUERIES + query_place[None, :]
+        bias += tl.load(mask_ptr + pair, mask=key_valid[:, None] & query_valid[None, :], other=0.0)
     if region_ptr is not None:
         several = tl.load(region_ptr) != tl.load(region_ptr + KEYS - 1)  # then first and last place differ
         if several:
             foreign = is_foreign(region_ptr, query_place, query_valid, key_place, key_valid)
-            added = tl.where(foreign, float("-inf") if EXCLUDE else added - FOREIGN, added)
-    return added
+            bias = tl.where(foreign, float("-inf") if EXCLUDE else bias - FOREIGN, bias)
+    return bias
 
 
 @triton.jit

@@ -45,17 +45,23 @@ def case_errors(use, shape, dtype, window_mask=False):
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("shape", [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in SHAPES])
 def test_output_and_every_gradient(interpreted, use, shape):
-    assert_small(interpreted(case_errors, use, shape, torch.float32), torch.float32)
+    found = interpreted(case_errors, use, shape, torch.float32)
+    if shape == "large scores":
+        # Where one key takes nearly all, gradients are differences of nearly equal numbers: here dp - do.o, and numpy
+        # sums up q k^T and k q^T in different orders.
+        assert all(ours < 1e-5 for ours, _ in found.values()), found
+    else:
+        assert_small(found, torch.float32)
 
 
 def as_with_many_windows(use):
-    """All heads of a window in a program, and chunks of windows: here three and two."""
+    """Chunks of windows: three and two; kinds of windows in chunks of three and two, too."""
     from masked_swin.kernels import triton_backend
 
     case = make_case(use, window=(3, 5), shift=(1, 2), grid=(5, 1), batch=1, heads=3, head_dim=7, keep=0.5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_backend, "ENOUGH_WINDOWS", 1)
-        patch.setattr(triton_backend, "BIAS_CHUNKS", 2)
+        patch.setattr(triton_backend, "BIAS_PARTS", 2)
+        patch.setattr(triton_backend, "MASKED_BIAS_PARTS", 2)
         return errors(case, torch.float32, "triton")
 
 
@@ -116,6 +122,48 @@ def layouts():
 
 def test_strided_and_sliced_inputs(interpreted):
     interpreted(layouts)
+
+
+def padded_heads():
+    """As the block calls: heads padded to whole sectors, outputs in buffers of the caller."""
+    from masked_swin.kernels import triton_backend
+
+    torch.manual_seed(0)
+    heads, head_dim, padded = 2, 5, triton_backend.padded_head_dim(5, torch.float32)
+    assert padded == 8
+    windows = Windows(8, 8, (4, 4), (2, 2))
+    plan = VisibleTokens.from_keep(torch.rand(2, 64) < 0.4, windows)
+    rows = len(plan.index)
+
+    def buffer(*shape):
+        return torch.zeros(*shape, heads, padded)
+
+    qkv, d_qkv = buffer(rows, 3), buffer(rows, 3).fill_(7.0)
+    qkv[..., :head_dim].normal_()
+    masked, bias = torch.randn(3, heads, head_dim), torch.randn(heads, 16, 16)
+    out, grad = buffer(8, 16).fill_(7.0), buffer(8, 16)
+    grad[..., :head_dim].normal_()
+    stats = torch.empty(heads, 3, 128)
+    fixed = (plan.offsets, plan.position, plan.regions, None, 0.5)
+    q, k, v = qkv[..., :head_dim].unbind(1)
+    call = triton_backend.prepare(q, k, v, bias, masked, *fixed, padded=True)
+    assert call.pointers[0].data_ptr() == qkv.data_ptr()  # no copy
+    triton_backend.run_forward(call, out[..., :head_dim], stats)
+    d_bias, d_masked = triton_backend.run_backward(
+        call, grad[..., :head_dim], out[..., :head_dim], stats, *d_qkv[..., :head_dim].unbind(1)
+    )
+    inputs = q.contiguous(), k.contiguous(), v.contiguous(), bias, masked, *fixed
+    assert torch.equal(out[..., :head_dim], triton_backend.forward(*inputs))
+    wanted = triton_backend.backward(grad[..., :head_dim], *inputs)
+    for found, expected in zip((*d_qkv[..., :head_dim].unbind(1), d_bias, d_masked), wanted, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert out[..., head_dim:].count_nonzero() == d_qkv[..., head_dim:].count_nonzero() == 0
+    with pytest.raises(ValueError, match="equally far apart"):
+        triton_backend.run_forward(call, out[..., :head_dim].contiguous())
+
+
+def test_padded_heads(interpreted):
+    interpreted(padded_heads)
 
 
 def unused_rows():
