@@ -53,12 +53,18 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.flatten(0, 1) if tensor.dim() == 4 else tensor
 
 
-def _head_stride(*tensors: Tensor) -> int | None:
+def _head_stride(padded: bool, *tensors: Tensor) -> int | None:
     """The stride of heads that the tensors share, whose dims are adjacent; None if there is none."""
     heads, head_dim = tensors[0].shape[1:]
-    strides = {head_dim if heads == 1 else tensor.stride(1) for tensor in tensors}
+    strides = {tensor.stride(1) if padded or heads > 1 else head_dim for tensor in tensors}
     adjacent = head_dim == 1 or all(tensor.stride(2) == 1 for tensor in tensors)
     return strides.pop() if adjacent and len(strides) == 1 else None
+
+
+def _with_padding(tensor: Tensor) -> Tensor:
+    """The whole of which a tensor is [..., :head_dim]; an error if its memory ends before."""
+    tensor = _rows(tensor)
+    return tensor.as_strided((*tensor.shape[:2], tensor.stride(1)), tensor.stride())
 
 
 def prepare(
@@ -91,8 +97,10 @@ def prepare(
         )
     q, k, v = _rows(q), _rows(k), _rows(v)
     head_dim = q.shape[2]
-    head_stride = _head_stride(q, k, v)
-    if head_stride is None:
+    head_stride = _head_stride(padded, q, k, v)
+    if padded:
+        q, k, v = _with_padding(q), _with_padding(k), _with_padding(v)
+    elif head_stride is None:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         head_stride = head_dim
     # Keys first: the visible keys of a window then pick rows of adjacent queries.
@@ -120,6 +128,7 @@ def prepare(
             "V_STRIDE": v.stride(0),
             "HEAD_STRIDE": head_stride,
             "LANES": min(head_stride, _block(head_dim)) if padded else head_dim,
+            "PADDED": padded,
             "PRECISION": precision,
             "BLOCK_D": _block(head_dim),
         },
@@ -162,23 +171,26 @@ def _tiles(call: Attention, kernel: Any) -> dict[str, int]:
     itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
     warps = 1 if call.compact_keys else 4
     kept = 4096  # bytes of a tile of queries
-    if kernel is backward_kernel and (warps == 1 or queries > 64):
+    if call.compact_output:
+        kept = 512  # few queries, as few keys
+    elif kernel is backward_kernel and (warps == 1 or queries > 64):
         kept = 2048 if call.padded or itemsize == 4 else 1024  # heads that are not padded take more registers
     elif itemsize == 4:
         warps = 4
-    compact = call.compact_output and kernel is forward_kernel
-    queries = 16 if compact else max(16, min(64, queries, kept // (call.constants["BLOCK_D"] * itemsize)))
+    queries = max(16, min(64, queries, kept // (call.constants["BLOCK_D"] * itemsize)))
     return {"BLOCK_T": queries, "BLOCK_S": 16 if call.compact_keys else min(64, keys), "num_warps": warps}
 
 
-def _strides(call: Attention, *tensors: Tensor) -> tuple[list[int], int]:
-    """Strides of the rows, and the one of heads, of gradients or outputs."""
+def _strides(call: Attention, *tensors: Tensor) -> tuple[list[Tensor], list[int], int]:
+    """Gradients or outputs as the kernels take them, the strides of their rows, and the one of heads."""
     rows = [_rows(tensor) for tensor in tensors]
-    head_stride = _head_stride(*rows)
+    head_stride = _head_stride(call.padded, *rows)
     if head_stride is None or (call.padded and head_stride != call.constants["HEAD_STRIDE"]):
         strides = [tensor.stride() for tensor in tensors]
         raise ValueError(f"elements of a head must be adjacent, and heads equally far apart, got strides {strides}")
-    return [tensor.stride(0) for tensor in rows], head_stride
+    if call.padded:
+        rows = [_with_padding(tensor) for tensor in rows]
+    return rows, [tensor.stride(0) for tensor in rows], head_stride
 
 
 def run_forward(call: Attention, out: Tensor, stats: Tensor | None = None) -> None:
@@ -187,12 +199,13 @@ def run_forward(call: Attention, out: Tensor, stats: Tensor | None = None) -> No
     stats: (heads, 3, rows of out) float32, for the backward pass.
     """
     heads = call.constants["HEADS"]
-    (stride,), head_stride = _strides(call, out)
+    elements = out.numel()
+    (out,), (stride,), head_stride = _strides(call, out)
     programs = -(-call.windows // WINDOWS_EACH)
     triton_launch.launch(
         forward_kernel,
         (heads, programs),
-        *(*call.pointers, *call.scalars, out, stats, out.numel() // (heads * call.head_dim), WINDOWS_EACH),
+        *(*call.pointers, *call.scalars, out, stats, elements // (heads * call.head_dim), WINDOWS_EACH),
         **call.constants,
         OUT_STRIDE=stride,
         OUT_HEAD_STRIDE=head_stride,
@@ -210,8 +223,9 @@ def run_backward(
     heads, queries, keys = (call.constants[name] for name in ("HEADS", "QUERIES", "KEYS"))
     masked, masked_bias = call.pointers[4:6]
     device = grad_out.device
-    (grad_stride, out_stride), out_head_stride = _strides(call, grad_out, out)
-    (dq_stride, dk_stride, dv_stride), d_head_stride = _strides(call, dq, dk, dv)
+    rows = out.numel() // (heads * call.head_dim)
+    (grad_out, out), (grad_stride, out_stride), out_head_stride = _strides(call, grad_out, out)
+    (dq, dk, dv), (dq_stride, dk_stride, dv_stride), d_head_stride = _strides(call, dq, dk, dv)
     if grad_stride != out_stride:
         raise ValueError(f"rows of grad_out and out must be equally far apart, not {grad_stride} and {out_stride}")
     tiles = _tiles(call, backward_kernel)
@@ -232,7 +246,6 @@ def run_backward(
     launches = [(True, True, 1)]
     if query_tiles > 1:
         launches = [(True, False, query_tiles), (False, True, 1 if call.compact_keys else -(-keys // tiles["BLOCK_S"]))]
-    rows = out.numel() // (heads * call.head_dim)
     for for_queries, for_keys, programs in launches:
         triton_launch.launch(
             backward_kernel,

@@ -33,7 +33,7 @@ def backward_kernel(
     DQ_STRIDE: tl.constexpr, DK_STRIDE: tl.constexpr, DV_STRIDE: tl.constexpr,
     HEAD_STRIDE: tl.constexpr, OUT_HEAD_STRIDE: tl.constexpr, D_HEAD_STRIDE: tl.constexpr, LANES: tl.constexpr,
     FOR_QUERIES: tl.constexpr, FOR_KEYS: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """`stats` as the forward kernel wrote them; `masked_ds` (heads, rows of out), gradient of the masked key's scores.
 
@@ -77,7 +77,7 @@ def backward_kernel(
                 tl.program_id(2) * BLOCK_T, out_count, window_position_ptr, window_rows_ptr,
                 QUERIES, COMPACT_Q, ONLY_VISIBLE, BLOCK_T,
             )  # fmt: skip
-            q = load_queries(window_q_ptr, q_row, valid, masked_ptr, head, Q_STRIDE, HEADS, LANES, BLOCK_D)
+            q = load_queries(window_q_ptr, q_row, valid, masked_ptr, head, Q_STRIDE, PADDED, LANES, BLOCK_D)
             grad, delta = load_gradients(
                 window_grad_ptr, window_out_ptr, window_stats_ptr + out_rows, out_row, valid, OUT_STRIDE, LANES, BLOCK_D
             )
@@ -110,7 +110,7 @@ def backward_kernel(
                         query_start, out_count, window_position_ptr, window_rows_ptr,
                         QUERIES, COMPACT_Q, ONLY_VISIBLE, BLOCK_T,
                     )  # fmt: skip
-                    q = load_queries(window_q_ptr, q_row, valid, masked_ptr, head, Q_STRIDE, HEADS, LANES, BLOCK_D)
+                    q = load_queries(window_q_ptr, q_row, valid, masked_ptr, head, Q_STRIDE, PADDED, LANES, BLOCK_D)
                     grad, delta = load_gradients(
                         window_grad_ptr, window_out_ptr, window_stats_ptr + out_rows, out_row, valid,
                         OUT_STRIDE, LANES, BLOCK_D,

@@ -27,7 +27,7 @@ def forward_kernel(
     HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, COMPACT_Q: tl.constexpr,
     Q_STRIDE: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
     HEAD_STRIDE: tl.constexpr, OUT_HEAD_STRIDE: tl.constexpr, LANES: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """`stats` (heads, 3, rows of out), if wanted: of each query the largest score, 1 / softmax denominator, and the
     masked key's share before that division.
@@ -62,7 +62,7 @@ def forward_kernel(
                 QUERIES, COMPACT_Q, ONLY_VISIBLE, BLOCK_T,
             )  # fmt: skip
             q = load_queries(
-                q_ptr + q_first * Q_STRIDE + column, q_row, valid, masked_ptr, head, Q_STRIDE, HEADS, LANES, BLOCK_D
+                q_ptr + q_first * Q_STRIDE + column, q_row, valid, masked_ptr, head, Q_STRIDE, PADDED, LANES, BLOCK_D
             )
             highest = tl.full((BLOCK_T,), NO_KEY, tl.float32)
             total = tl.zeros((BLOCK_T,), tl.float32)

@@ -95,13 +95,20 @@ def load_masked(masked_ptr, WHICH: tl.constexpr, head, HEADS: tl.constexpr, BLOC
 @triton.jit
 def load_queries(
     q_ptr, row, valid, masked_ptr, head,
-    STRIDE: tl.constexpr, HEADS: tl.constexpr, LANES: tl.constexpr, BLOCK_D: tl.constexpr,
+    STRIDE: tl.constexpr, PADDED: tl.constexpr, LANES: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One head of q; rows of masked tokens, -1, get the q that they share."""
-    q = load_head(q_ptr, row, valid & (row >= 0), STRIDE, LANES, BLOCK_D)
-    if masked_ptr is not None:
-        shared = tl.load(masked_ptr + head * BLOCK_D + tl.arange(0, BLOCK_D))
-        q = tl.where((row >= 0)[:, None], q, shared[None, :])
+    if masked_ptr is not None and PADDED:  # it is read in their place: both begin at a sector
+        dim = tl.arange(0, BLOCK_D)
+        row_ptr = tl.where(row >= 0, q_ptr + row * STRIDE, masked_ptr + head * BLOCK_D)
+        row_ptr = tl.multiple_of(row_ptr, 16)
+        mask = valid[:, None] & (dim < LANES)[None, :]
+        q = tl.load(row_ptr[:, None] + dim[None, :], mask=mask, other=0.0)
+    else:
+        q = load_head(q_ptr, row, valid & (row >= 0), STRIDE, LANES, BLOCK_D)
+        if masked_ptr is not None:
+            shared = tl.load(masked_ptr + head * BLOCK_D + tl.arange(0, BLOCK_D))
+            q = tl.where((row >= 0)[:, None], q, shared[None, :])
     return q
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -109,3 +110,39 @@ def assert_small(found: dict[str, tuple[float, float]], dtype: torch.dtype) -> N
 
 def mean_error(values: list[float]) -> float:
     return sum(values) / len(values)
+
+
+def check_padded_heads(dtype: torch.dtype) -> None:
+    """The Triton backend as the block calls it, heads padded to whole sectors, against the operator."""
+    from masked_swin.kernels import triton_backend
+
+    torch.manual_seed(0)
+    heads, head_dim, width = 2, 5, triton_backend.padded_head_dim(5, dtype)
+    assert width * dtype.itemsize == 32
+    windows = Windows(8, 8, (4, 4), (2, 2))
+    plan = VisibleTokens.from_keep(torch.rand(2, 64) < 0.4, windows)
+
+    def buffer(*shape: int) -> Tensor:
+        return torch.zeros(*shape, heads, width, dtype=dtype)
+
+    qkv, d_qkv = buffer(len(plan.index), 3), buffer(len(plan.index), 3).fill_(7.0)
+    out, grad_out = buffer(8, 16).fill_(7.0), buffer(8, 16)
+    for tensor in (qkv, grad_out):
+        tensor[..., :head_dim].normal_()
+    heads_of = [tensor[..., :head_dim] for tensor in (out, grad_out)]
+    q, k, v = qkv[..., :head_dim].unbind(1)
+    masked, bias = torch.randn(3, heads, head_dim).to(dtype), torch.randn(heads, 16, 16).to(dtype)
+    fixed = (bias, masked, plan.offsets, plan.position, plan.regions, None, 0.5)
+    stats = torch.empty(heads, 3, 8 * 16)
+    call = triton_backend.prepare(q, k, v, *fixed, padded=True)
+    assert call.pointers[0].data_ptr() == qkv.data_ptr()  # no copy
+    triton_backend.run_forward(call, heads_of[0], stats)
+    d_inputs = d_qkv[..., :head_dim].unbind(1)
+    found = triton_backend.run_backward(call, heads_of[1], heads_of[0], stats, *d_inputs)
+    inputs = (q.contiguous(), k.contiguous(), v.contiguous(), *fixed)
+    wanted = (triton_backend.forward(*inputs), *triton_backend.backward(heads_of[1].contiguous(), *inputs))
+    for ours, exact in zip((heads_of[0], *d_inputs, *found), wanted, strict=True):
+        assert relative_error(ours, exact) < 2 * torch.finfo(dtype).eps
+    assert out[..., head_dim:].count_nonzero() == d_qkv[..., head_dim:].count_nonzero() == 0
+    with pytest.raises(ValueError, match="equally far apart"):
+        triton_backend.run_forward(call, heads_of[0].contiguous())

@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from attention_cases import USES, assert_small, errors, make_case, relative_error
+from attention_cases import USES, assert_small, check_padded_heads, errors, make_case, relative_error
 
 from masked_swin.kernels import VisibleTokens, Windows, window_attention
 
@@ -124,46 +124,8 @@ def test_strided_and_sliced_inputs(interpreted):
     interpreted(layouts)
 
 
-def padded_heads():
-    """As the block calls: heads padded to whole sectors, outputs in buffers of the caller."""
-    from masked_swin.kernels import triton_backend
-
-    torch.manual_seed(0)
-    heads, head_dim, padded = 2, 5, triton_backend.padded_head_dim(5, torch.float32)
-    assert padded == 8
-    windows = Windows(8, 8, (4, 4), (2, 2))
-    plan = VisibleTokens.from_keep(torch.rand(2, 64) < 0.4, windows)
-    rows = len(plan.index)
-
-    def buffer(*shape):
-        return torch.zeros(*shape, heads, padded)
-
-    qkv, d_qkv = buffer(rows, 3), buffer(rows, 3).fill_(7.0)
-    qkv[..., :head_dim].normal_()
-    masked, bias = torch.randn(3, heads, head_dim), torch.randn(heads, 16, 16)
-    out, grad = buffer(8, 16).fill_(7.0), buffer(8, 16)
-    grad[..., :head_dim].normal_()
-    stats = torch.empty(heads, 3, 128)
-    fixed = (plan.offsets, plan.position, plan.regions, None, 0.5)
-    q, k, v = qkv[..., :head_dim].unbind(1)
-    call = triton_backend.prepare(q, k, v, bias, masked, *fixed, padded=True)
-    assert call.pointers[0].data_ptr() == qkv.data_ptr()  # no copy
-    triton_backend.run_forward(call, out[..., :head_dim], stats)
-    d_bias, d_masked = triton_backend.run_backward(
-        call, grad[..., :head_dim], out[..., :head_dim], stats, *d_qkv[..., :head_dim].unbind(1)
-    )
-    inputs = q.contiguous(), k.contiguous(), v.contiguous(), bias, masked, *fixed
-    assert torch.equal(out[..., :head_dim], triton_backend.forward(*inputs))
-    wanted = triton_backend.backward(grad[..., :head_dim], *inputs)
-    for found, expected in zip((*d_qkv[..., :head_dim].unbind(1), d_bias, d_masked), wanted, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    assert out[..., head_dim:].count_nonzero() == d_qkv[..., head_dim:].count_nonzero() == 0
-    with pytest.raises(ValueError, match="equally far apart"):
-        triton_backend.run_forward(call, out[..., :head_dim].contiguous())
-
-
 def test_padded_heads(interpreted):
-    interpreted(padded_heads)
+    interpreted(check_padded_heads, torch.float32)
 
 
 def unused_rows():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attention_cases import USES, assert_small, errors, make_case
+from attention_cases import USES, assert_small, check_padded_heads, errors, make_case
 from triton_on_ptxsim import on_ptxsim
 
 from masked_swin.kernels import triton_backend
@@ -21,6 +21,11 @@ def run(use, dtype, shape):
 @pytest.mark.parametrize("use", USES)
 def test_published_shape_in_bfloat16(use):
     run(use, torch.bfloat16, PUBLISHED)
+
+
+def test_padded_heads_in_bfloat16():
+    with on_ptxsim():
+        check_padded_heads(torch.bfloat16)
 
 
 @pytest.mark.parametrize("use", ["zero", "visible"])
