@@ -117,6 +117,6 @@ def notes() -> list[str]:
         f"The {last} kernels of a whole block's forward pass read and write {forward:.0f} KiB a window, the "
         f"{len(kernels) - last} of its backward {backward:.0f} KiB, counting the distinct sectors of every argument. "
         f"PyTorch's eager operators for the public code: {eager_forward:.0f} and {eager_backward:.0f} KiB, each "
-        "operator's inputs and outputs counted once. Neither has the mask and its plan in it, ours not the adding up of "
-        "partial sums."
+        "operator's inputs and outputs counted once. Neither has the mask and its plan in it, ours not the adding up "
+        "of partial sums."
     ]
