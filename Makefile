@@ -78,7 +78,7 @@ performance: setup
 	$(VENV)/bin/python benchmarks/performance_table.py
 
 bench-gpu: setup
-	$(VENV)/bin/python benchmarks/gpu_window_attention.py
+	$(VENV)/bin/python benchmarks/gpu.py $(if $(ROWS),"$(ROWS)")
 
 clean:
 	rm -rf build dist *.egg-info kernels/*.so $(SET_UP)

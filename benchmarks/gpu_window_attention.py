@@ -1,22 +1,20 @@
-"""window_attention on a GPU beside what PyTorch has: `make bench-gpu`.
+"""window_attention beside what PyTorch has: 60 channels, 6 heads, 8x8 windows, 64 images of 64x64, bf16.
 
-Published shape (60 channels, 6 heads, 8x8 windows, 64 images of 64x64), bf16. Prints the median, with quartiles, of
-times between device events, and the peak of allocated memory. The masked forms compute the published attention mask;
-dense attention computes it from full windows, as PyTorch's ways have to at any share of masked tokens.
+The masked forms compute the published attention mask; dense attention computes it from full windows, as PyTorch's ways
+have to at any share of masked tokens.
 """
 
-import statistics
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from gpu_measuring import Comparison, Way
 from torch import Tensor
 from torch.nn import functional as F
 
 from masked_swin.kernels import VisibleTokens, Windows, window_attention
 
-HEADS, HEAD_DIM, BATCH = 6, 10, 64
-WINDOWS = Windows(64, 64, (8, 8), (0, 0))
+HEADS, HEAD_DIM = 6, 10
 SCALE = HEAD_DIM**-0.5
 
 
@@ -38,72 +36,41 @@ def flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return flex_attention(q, k, v, score_mod=add_bias, scale=SCALE)  # type: ignore[return-value]
 
 
-def dense_ways(device: str, batch: int = BATCH) -> tuple[dict[str, Callable[[], Tensor]], list[Tensor]]:
-    """Ways to compute dense window attention, all of the same numbers, and their differentiable inputs."""
-    shape = (batch * WINDOWS.count, WINDOWS.size, HEADS, HEAD_DIM)
-    q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16).requires_grad_() for _ in range(3))
-    bias = torch.randn(HEADS, WINDOWS.size, WINDOWS.size, device=device, dtype=torch.bfloat16).requires_grad_()
-    compiled_eager, compiled_flex = torch.compile(eager), torch.compile(flex)
+def comparisons(
+    device: str,
+    *,
+    batch: int = 64,
+    side: int = 64,
+    masked: tuple[float, ...] = (0.5, 0.75, 0.9),
+    dtype: torch.dtype = torch.bfloat16,
+    compiler: Callable[[Any], Any] = torch.compile,
+) -> Iterator[Comparison]:
+    windows = Windows(side, side, (8, 8), (0, 0))
 
-    def heads_first(way: Callable[..., Tensor]) -> Callable[[], Tensor]:
-        return lambda: way(*(t.transpose(1, 2) for t in (q, k, v)), bias).transpose(1, 2)
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, dtype=dtype).requires_grad_()
 
-    return {
+    qkv = [leaf(batch * windows.count, windows.size, HEADS, HEAD_DIM) for _ in range(3)]
+    bias = leaf(HEADS, windows.size, windows.size)
+
+    def heads_first(way: Callable[..., Tensor]) -> Way:
+        return Way(lambda: way(*(t.transpose(1, 2) for t in qkv), bias).transpose(1, 2), [*qkv, bias])
+
+    ways = {
         "eager": heads_first(eager),
-        "torch.compile": heads_first(compiled_eager),
+        "torch.compile": heads_first(compiler(eager)),
         "SDPA": heads_first(sdpa),
-        "FlexAttention, compiled": heads_first(compiled_flex),
-        "masked_swin": lambda: window_attention(q, k, v, bias, scale=SCALE),
-    }, [q, k, v, bias]
-
-
-def masked_way(share: float, device: str) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    keep = torch.rand(BATCH, WINDOWS.tokens, device=device) >= share
-    plan = VisibleTokens.from_keep(keep, WINDOWS)
-    rows = torch.randn(len(plan.index), 3, HEADS, HEAD_DIM, device=device, dtype=torch.bfloat16).requires_grad_()
-    masked = torch.randn(3, HEADS, HEAD_DIM, device=device, dtype=torch.bfloat16).requires_grad_()
-    bias = torch.randn(HEADS, WINDOWS.size, WINDOWS.size, device=device, dtype=torch.bfloat16).requires_grad_()
-    q, k, v = masked.unbind()
-    return lambda: window_attention(
-        *rows.unbind(1), bias, scale=SCALE, visible=plan, masked=(q, k, v), backend="triton"
-    ), [rows, masked, bias]
-
-
-def measure(name: str, run: Callable[[], object], repeats: int = 50) -> None:
-    for _ in range(5):
-        run()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) * 1e3)
-    low, median, high = statistics.quantiles(times, n=4)
-    memory = torch.cuda.max_memory_allocated() / 2**20
-    print(f"{name:48} {median:9.0f} us [{low:.0f}, {high:.0f}] {memory:8.0f} MiB")
-
-
-def main() -> None:
-    if not torch.cuda.is_available():
-        sys.exit("bench-gpu: PyTorch sees no NVIDIA or AMD device")
-    torch.manual_seed(0)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    dense, inputs = dense_ways("cuda")
-    ways = [(f"{name}, dense", way, inputs) for name, way in dense.items()]
-    ways += [(f"masked_swin, {share:.0%} masked", *masked_way(share, "cuda")) for share in (0.5, 0.75, 0.9)]
-    truth = dense["eager"]().float()
-    for name, way, inputs in ways:
-        if name.endswith("dense"):  # nothing is timed that computes something else
-            torch.testing.assert_close(way().float(), truth, rtol=0.05, atol=0.05)
-        with torch.no_grad():
-            measure(f"forward, {name}", way)
-        grad = torch.randn_like(way())
-        measure(f"forward + backward, {name}", lambda way=way, i=inputs, g=grad: torch.autograd.grad(way(), i, g))
-
-
-if __name__ == "__main__":
-    main()
+        "masked_swin": Way(lambda: window_attention(*qkv, bias, scale=SCALE), [*qkv, bias]),
+    }
+    if device != "cpu":  # where it has no backward
+        ways["FlexAttention, compiled"] = heads_first(compiler(flex))
+    for share in masked:
+        plan = VisibleTokens.from_keep(torch.rand(batch, windows.tokens, device=device) >= share, windows)
+        rows, token = leaf(len(plan.index), 3, HEADS, HEAD_DIM), leaf(3, HEADS, HEAD_DIM)
+        ways[f"masked_swin, {share:.0%} masked"] = Way(
+            lambda plan=plan, rows=rows, token=token: window_attention(
+                *rows.unbind(1), bias, scale=SCALE, visible=plan, masked=tuple(token.unbind())
+            ),
+            [rows, token, bias],
+        )
+    yield Comparison("window_attention", ways, frozenset(name for name in ways if name.endswith(" masked")))

@@ -5,6 +5,8 @@ functions, in the files of their names.
 """
 
 from collections.abc import Callable
+from importlib import import_module
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 # backend -> the operations it has, and the dtype that its operators compute in under autocast (None: what they get)
 NATIVE_BACKENDS: dict[str, tuple[tuple[str, ...], torch.dtype | None]] = {
     "cpu": (("window_attention", "swin_block", "convolution"), torch.float32),
-    "triton": (("window_attention",), None),
+    "triton": (("window_attention", "swin_block"), None),
 }
 
 _ATTENTION = (
@@ -93,6 +95,10 @@ _OPERATORS = {
         lambda inputs, grads: grads,
     ),
 }
+# Triton has products in every dtype of autocast.
+_OPERATORS["swin_block_triton"] = _OPERATORS["swin_block"]._replace(
+    arguments=_BLOCK.replace("bool bf16", "ScalarType dtype")
+)
 
 
 def _register(name: str, operator: _Operator, backend: str, autocast: torch.dtype | None) -> None:
@@ -142,22 +148,18 @@ def _register_token_mask() -> None:
 
 def _implement_in_triton() -> None:
     """Triton is imported when it is first used; the CPU is there for its interpreter."""
+    modules = {"window_attention": ".triton_backend", "swin_block": ".triton_block"}
+    for name, step in product(modules, ("forward", "backward")):
 
-    @torch.library.impl("masked_swin::window_attention_triton", ("cuda", "cpu"))
-    def _(*inputs):  # type: ignore[no-untyped-def]
-        from . import triton_backend
+        def run(*inputs, name=name, step=step):  # type: ignore[no-untyped-def]
+            return getattr(import_module(modules[name], __package__), step)(*inputs)
 
-        return triton_backend.forward(*inputs)
-
-    @torch.library.impl("masked_swin::window_attention_triton_backward", ("cuda", "cpu"))
-    def _(*inputs):  # type: ignore[no-untyped-def]
-        from . import triton_backend
-
-        return triton_backend.backward(*inputs)
+        operator = f"masked_swin::{name}_triton" + ("" if step == "forward" else "_backward")
+        torch.library.impl(operator, ("cuda", "cpu"), run)
 
 
 for _backend, (_names, _autocast) in NATIVE_BACKENDS.items():
     for _name in _names:
-        _register(_name, _OPERATORS[_name], _backend, _autocast)
+        _register(_name, _OPERATORS.get(f"{_name}_{_backend}", _OPERATORS[_name]), _backend, _autocast)
 _register_token_mask()
 _implement_in_triton()

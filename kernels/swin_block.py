@@ -16,10 +16,11 @@ from .geometry import Windows, relative_position_bias, shift_mask, token_order
 from .native import CPU_LIBRARY
 from .reference import keep_per_head
 from .visible import VisibleTokens
-from .window_attention import not_float32, window_attention
+from .window_attention import not_float32, triton_cannot_attend, triton_unavailable, window_attention
 
 MODES = ("zero", "token", "drop", "visible")
 EPSILON = 1e-5
+MAX_TRITON_CHANNELS = 256  # a row is held in registers
 
 
 class SwinBlockWeights(NamedTuple):
@@ -75,7 +76,7 @@ def swin_block(
             the block, which returns them as they are (the encoder of masked image modelling). "drop" and "visible" have
             no per-head masks.
         drop_path_scale: (2, B), factor of the attention and of the MLP branch per image (stochastic depth); None = 1.
-        backend: "cpu" (fused), "composed" (with the best `window_attention`), "reference" (composed, with the
+        backend: "cpu", "triton" (fused), "composed" (with the best `window_attention`), "reference" (composed, with the
             specification of `window_attention`), or None for the first that can run.
 
     Returns:
@@ -245,8 +246,36 @@ def _run_cpu(inputs: BlockInputs) -> Tensor:
     return out
 
 
+def _triton_why_not(inputs: BlockInputs) -> str | None:
+    channels = inputs.x.shape[-1]
+    if inputs.visible is not None and inputs.mode == "visible":
+        return "mode 'visible' is not in this kernel"
+    if channels > MAX_TRITON_CHANNELS:
+        return f"x has {channels} channels, at most {MAX_TRITON_CHANNELS} fit"
+    head_dim = channels // inputs.weights.position_bias_table.shape[-1]
+    return triton_cannot_attend(inputs.x, inputs.visible, head_dim, inputs.windows.size)
+
+
+def _run_triton(inputs: BlockInputs) -> Tensor:
+    x, w, windows, visible, mode, drop_path_scale = inputs
+    device = x.device.type
+    out: Tensor = torch.ops.masked_swin.swin_block_triton(
+        x,
+        [*w[:13]],
+        w.mask_token if mode == "token" and visible is not None else None,
+        None if visible is None else visible.image_keep,
+        drop_path_scale,
+        *windows.window,
+        *windows.shift,
+        MODES.index(mode) if visible is not None else 0,
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype,
+    )
+    return out
+
+
 REGISTRY["swin_block"] += [
     Backend("cpu", _run_cpu, _cpu_why_not, lambda: CPU_LIBRARY.why_not),
+    Backend("triton", _run_triton, _triton_why_not, triton_unavailable),
     Backend("composed", _composed, lambda inputs: None),
     Backend("reference", lambda inputs: _composed(inputs, "reference"), lambda inputs: None),
 ]

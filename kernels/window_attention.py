@@ -162,7 +162,7 @@ def not_float32(tensors: list[Tensor]) -> str | None:
     return None
 
 
-def _triton_unavailable() -> str | None:
+def triton_unavailable() -> str | None:
     if not TRITON_INSTALLED:
         return "the package triton is not installed"
     if not TRITON_INTERPRETS and not torch.cuda.is_available():
@@ -170,19 +170,22 @@ def _triton_unavailable() -> str | None:
     return None
 
 
-def _triton_why_not(inputs: AttentionInputs) -> str | None:
-    q, bias = inputs.q, inputs.bias
-    if q.device.type != "cuda" and not TRITON_INTERPRETS:
-        return f"needs a CUDA tensor, got one on {q.device}"
-    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"needs float32, bfloat16 or float16, got {q.dtype}"
-    if inputs.visible is not None and inputs.visible.heads is not None:
+def triton_cannot_attend(tensor: Tensor, visible: VisibleTokens | None, head_dim: int, tokens: int) -> str | None:
+    if tensor.device.type != "cuda" and not TRITON_INTERPRETS:
+        return f"needs a CUDA tensor, got one on {tensor.device}"
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"needs float32, bfloat16 or float16, got {tensor.dtype}"
+    if visible is not None and visible.heads is not None:
         return "per-head masks are not in this kernel"
-    if q.shape[-1] > MAX_HEAD_DIM:
-        return f"head_dim is {q.shape[-1]}, at most {MAX_HEAD_DIM} fit"
-    if max(bias.shape[1:]) > MAX_TRITON_TOKENS:
-        return f"a window has {max(bias.shape[1:])} tokens, at most {MAX_TRITON_TOKENS} fit"
+    if head_dim > MAX_HEAD_DIM:
+        return f"head_dim is {head_dim}, at most {MAX_HEAD_DIM} fit"
+    if tokens > MAX_TRITON_TOKENS:
+        return f"a window has {tokens} tokens, at most {MAX_TRITON_TOKENS} fit"
     return None
+
+
+def _triton_why_not(inputs: AttentionInputs) -> str | None:
+    return triton_cannot_attend(inputs.q, inputs.visible, inputs.q.shape[-1], max(inputs.bias.shape[1:]))
 
 
 def _run_triton(inputs: AttentionInputs) -> Tensor:
@@ -218,6 +221,6 @@ def _run_operator(operator: Callable[..., Tensor], inputs: AttentionInputs) -> T
 
 REGISTRY["window_attention"] += [
     Backend("cpu", _run_cpu, _cpu_why_not, lambda: CPU_LIBRARY.why_not),
-    Backend("triton", _run_triton, _triton_why_not, _triton_unavailable),
+    Backend("triton", _run_triton, _triton_why_not, triton_unavailable),
     Backend("reference", lambda inputs: reference.window_attention(**inputs._asdict()), lambda inputs: None),
 ]

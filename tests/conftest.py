@@ -2,7 +2,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch: results must not depend on it, run times do
 
+from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -24,3 +26,13 @@ def _reproducible_and_poisoned():
 def _compiled_kernels_of_this_run(tmp_path_factory):
     """Triton keeps what it compiles in the home folder, which may be read-only or hold another version's."""
     os.environ["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+
+
+@pytest.fixture(scope="session")
+def interpreted():
+    """Calls a function in a process whose Triton interprets; Triton decides that when it is imported."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            process.submit(int).result()  # starts it
+        yield lambda function, *args, **options: process.submit(function, *args, **options).result()

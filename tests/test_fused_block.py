@@ -48,6 +48,7 @@ def run(
     backend: str,
     *,
     keep: float | None = 0.25,
+    mask: torch.Tensor | None = None,  # in place of a random one
     window=(8, 8),
     shift=(4, 4),
     channels=60,
@@ -59,6 +60,7 @@ def run(
     magnitude=0.3,
     seed=0,
     autocast=False,
+    half=torch.bfloat16,  # of autocast
 ) -> list[torch.Tensor]:
     """y and the gradients of x and of every weight, for a fixed random cotangent."""
     generator = torch.Generator().manual_seed(seed)
@@ -89,25 +91,26 @@ def run(
     weights[4] = magnitude * random(rows, heads)
     x = 2 * random(batch, *size, c) + 0.5
     windows = Windows(*size, window, shift)
-    mask = torch.rand(batch, windows.tokens, generator=generator)
-    visible = None if keep is None else VisibleTokens.from_keep(mask < keep, windows)
+    mask = torch.rand(batch, windows.tokens, generator=generator) < (keep or 0.0) if mask is None else mask
+    visible = None if keep is None else VisibleTokens.from_keep(mask, windows)
     scale = torch.tensor([[0.0, 1.1], [1.3, 0.0]])[:, :batch] if drop_path else None
     cotangent = random(*x.shape)
     inputs = [tensor.to(dtype).requires_grad_() for tensor in (x, *weights)]
     options = {"window": window, "shift": shift, "visible": visible, "mode": mode, "drop_path_scale": scale}
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast("cpu", half, enabled=autocast):
         y = swin_block(inputs[0], SwinBlockWeights(*inputs[1:]), backend=backend, **options)
     grads = torch.autograd.grad(y, inputs, cotangent.to(dtype), allow_unused=True)
     return [y.detach(), *(torch.zeros_like(i) if g is None else g for g, i in zip(grads, inputs, strict=True))]
 
 
-def check_errors(mode, shape, autocast, rounding):
+def check_errors(mode, shape, autocast, rounding, backend="cpu", seeds=2):
     """Errors against float64 are at most twice those of torch's own ops, plus one rounding; mean of seeds."""
     errors: dict[str, list[tuple[float, float]]] = {}
-    for seed in range(8 if shape == "tiny" else 2):  # where sums have few terms, errors scatter
-        truth = run(mode, torch.float64, "reference", seed=seed, **SHAPES[shape])
-        ours = run(mode, torch.float32, "cpu", seed=seed, autocast=autocast, **SHAPES[shape])
-        eager = run(mode, torch.float32, "reference", seed=seed, autocast=autocast, **SHAPES[shape])
+    options = SHAPES[shape] if isinstance(shape, str) else shape
+    for seed in range(8 if shape == "tiny" else seeds):  # where sums have few terms, errors scatter
+        truth = run(mode, torch.float64, "reference", seed=seed, **options)
+        ours = run(mode, torch.float32, backend, seed=seed, autocast=autocast, **options)
+        eager = run(mode, torch.float32, "reference", seed=seed, autocast=autocast, **options)
         largest = max(t.norm().item() for t in truth)
         for name, exact, value, yardstick in zip(NAMES, truth, ours, eager, strict=True):
             assert value.isfinite().all(), name

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
-from attention_cases import USES, Case, assert_small, errors, make_case
+from attention_cases import USES, Case, assert_small, errors, make_case, relative_error
+from public_network import PublicBlock
+from test_swin_block import block_weights
+from test_triton_mlp import SHAPES as MLP_SHAPES
+from test_triton_mlp import errors as mlp_errors
 
-from masked_swin.kernels import window_attention
+from masked_swin.kernels import VisibleTokens, Windows, swin_block, window_attention
 
 pytestmark = [
     pytest.mark.gpu,
@@ -13,8 +17,6 @@ pytestmark = [
 
 
 def on_device(case: Case) -> Case:
-    from masked_swin.kernels import VisibleTokens
-
     fixed = dict(case.fixed)
     if "visible" in fixed:
         plan = fixed["visible"]
@@ -59,3 +61,46 @@ def test_captured_in_a_cuda_graph():
     q.normal_()
     graph.replay()
     torch.testing.assert_close(out, window_attention(q, k, v, bias, scale=0.3))
+
+
+@pytest.mark.parametrize("shape", MLP_SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stream", [torch.float32, None], ids=["autocast", "plain"])
+def test_mlp_and_every_gradient(dtype, stream, shape):
+    assert_small(mlp_errors(dtype, stream, device="cuda", **MLP_SHAPES[shape]), stream or dtype)
+
+
+def block_gradients(mode, dtype, backend, autocast=None):
+    """y, the gradients of x and of the weights, of a block with a mask and stochastic depth, for a fixed cotangent."""
+    block = PublicBlock(60, 6, 8, 4, 2.0, img_size=(32, 24))
+    torch.manual_seed(0)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    block.to("cuda", dtype)
+    token = torch.randn(60, dtype=torch.float64).to("cuda", dtype).requires_grad_()
+    weights = block_weights(block, token)
+    windows = Windows(32, 24, (8, 8), (4, 4))
+    plan = VisibleTokens.from_keep(torch.rand(3, windows.tokens).cuda() < 0.25, windows)
+    x = torch.randn(3, 32, 24, 60, dtype=torch.float64).to("cuda", dtype).requires_grad_()
+    scale = torch.tensor([[1.0, 0.0, 1.2], [0.9, 1.1, 0.0]], device="cuda")
+    options = {"window": (8, 8), "shift": (4, 4), "visible": plan, "mode": mode, "drop_path_scale": scale}
+    with torch.autocast("cuda", autocast, enabled=autocast is not None):
+        y = swin_block(x, weights, backend=backend, **options)
+    leaves = [x, *(weight for weight in weights if mode == "token" or weight is not token)]
+    cotangent = torch.randn(y.shape, dtype=torch.float64).to("cuda", y.dtype)
+    return [y.detach(), *torch.autograd.grad(y, leaves, cotangent)]
+
+
+@pytest.mark.parametrize("mode", ["zero", "token", "drop"])
+@pytest.mark.parametrize("autocast", [None, torch.float16, torch.bfloat16], ids=str)
+def test_block_and_every_gradient(mode, autocast):
+    truth = block_gradients(mode, torch.float64, "reference")
+    ours = block_gradients(mode, torch.float32, None, autocast)
+    eager = block_gradients(mode, torch.float32, "reference", autocast)
+    found = [(relative_error(a, t), relative_error(b, t)) for t, a, b in zip(truth, ours, eager, strict=True)]
+    assert_small({str(place): pair for place, pair in enumerate(found)}, torch.float32)
+
+
+def test_block_gives_the_same_bits_every_time():
+    first, second = (block_gradients("zero", torch.float32, None, torch.bfloat16) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

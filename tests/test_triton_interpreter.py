@@ -5,8 +5,6 @@ float32 and float16 are checked here and bfloat16 by executing compiled kernels 
 """
 
 import os
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
 import torch
@@ -30,15 +28,6 @@ SHAPES = {
 }
 
 QUICK = ("published", "rectangle", "all visible", "large scores")
-
-
-@pytest.fixture(scope="module")
-def interpreted():
-    """Calls a function in a process whose Triton interprets."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            yield lambda function, *arguments: process.submit(function, *arguments).result()
 
 
 def case_errors(use, shape, dtype, window_mask=False):

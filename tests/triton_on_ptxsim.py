@@ -68,6 +68,14 @@ def given_names(kernel: Any, arguments: tuple) -> list[str]:
     return [name for name, argument in pairs if not is_constant(argument)]
 
 
+def with_padding(argument: Any) -> Any:
+    """A view with what lies behind its last dimension until the next begins: padding that kernels may read."""
+    if not isinstance(argument, Tensor) or argument.is_contiguous() or argument.stride(-1) != 1:
+        return argument
+    padded = max(argument.shape[-1], argument.stride(-2))
+    return argument.as_strided((*argument.shape[:-1], padded), argument.stride())
+
+
 @dataclass
 class Emulator:
     """Takes the place of `triton_launch.launch`.
@@ -85,7 +93,7 @@ class Emulator:
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
         compiled = compile_kernel(kernel, arguments, num_warps, constants, SM_80)
-        given = [argument for argument in arguments if not is_constant(argument)]
+        given = [with_padding(argument) for argument in arguments if not is_constant(argument)]
         chosen = None
         if self.every > 1 and kernel is not rows_of_places_kernel:
             axes = [range(extent) for extent in (*grid, 1, 1)[:3]]

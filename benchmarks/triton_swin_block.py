@@ -1,0 +1,122 @@
+"""What of swin_block is in the tables of kernels/TRITON.md: linear layers around the attention, and the sum of all."""
+
+from functools import partial
+
+import torch
+from public_network import PublicBlock, windowed_keep
+from test_fused_block import run
+from torch import Tensor
+from triton_attention import _Bytes
+from triton_on_ptxsim import Launch, on_ptxsim
+from triton_resources import Compiled, Counted
+
+from masked_swin.kernels import VisibleTokens, Windows, token_mask, triton_layers
+from masked_swin.kernels.triton_backend import padded_head_dim
+
+TITLE = "Swin block"
+BATCH, SIDE, CHANNELS, HEADS = 64, 64, 60, 6
+EVERY = 64  # ptxsim runs one program of so many
+WINDOWS = Windows(SIDE, SIDE, (8, 8), (4, 4))
+CASES = [
+    (torch.bfloat16, 60, 6),
+    (torch.bfloat16, 96, 3),
+    (torch.bfloat16, 180, 6),
+    (torch.bfloat16, 240, 8),
+    (torch.float32, 60, 6),
+    (torch.float32, 180, 6),
+]
+LINEAR = {"rows_to_heads", "projection", "norm_backward", "weight_gradient"}
+ACTIVATIONS = {
+    *("x_ptr", "y_ptr", "heads_ptr", "out_ptr", "dx_ptr", "grad_ptr"),
+    *("q_ptr", "k_ptr", "v_ptr", "dq_ptr", "dk_ptr", "dv_ptr"),
+}
+
+
+def linear_layers(dtype: torch.dtype, channels: int, heads: int) -> None:
+    """Every kernel of triton_linear.py, on a small image with a mask."""
+    windows = Windows(8, 16, (8, 8), (4, 4))
+    head_dim = channels // heads
+    layout = triton_layers.Layout(windows, heads, head_dim, padded_head_dim(head_dim, dtype), dtype)
+    plan = VisibleTokens.from_keep(torch.rand(1, windows.tokens) < 0.25, windows)
+    rows = triton_layers.Rows(len(plan.index), plan.index, plan.offsets)
+    every_row = triton_layers.Rows(windows.tokens)
+    x, channel = torch.zeros(1, 8, 16, channels), torch.zeros(channels)
+    packed, bias = triton_layers.pack_qkv(
+        layout, torch.zeros(3 * channels, channels), torch.zeros(3 * channels), (channel, channel)
+    )
+    qkv = triton_layers.rows_to_heads(layout, x, rows, packed, bias)
+    projection = triton_layers.pack_projection(layout, torch.zeros(channels, channels))
+    out = triton_layers.rows_to_heads(layout, x, every_row, projection)
+    triton_layers.project(layout, out, every_row, projection, channel, x, None)
+    triton_layers.add_norm_gradient(layout, qkv, rows, packed, x, x)
+    triton_layers.weight_gradient(layout, qkv, rows, x, norm=True)
+    triton_layers.weight_gradient(layout, out, every_row, x, torch.ones(1), norm=False)
+
+
+def compiled() -> list[Compiled]:
+    return [
+        Compiled(f"{str(dtype)[6:]}, {case[0]} channels, {case[1]} heads", partial(linear_layers, dtype, *case))
+        for dtype, *case in CASES
+    ]
+
+
+def keep() -> Tensor:
+    """75 % of the tokens masked."""
+    return ~token_mask(torch.tensor(1), torch.tensor(0), torch.arange(BATCH), WINDOWS.tokens, 0.75)
+
+
+def launches() -> list[Launch]:
+    """Forward and backward pass of the published block under autocast, a sample of each kernel's programs run."""
+    with on_ptxsim(every=EVERY, checks=False) as emulator:
+        run("zero", torch.float32, "triton", mask=keep(), size=(SIDE, SIDE), batch=BATCH, autocast=True)
+    return emulator.launches
+
+
+def counted() -> list[Counted]:
+    found = {}
+    tokens = BATCH * SIDE * SIDE
+    visible = keep().sum().item()
+    for launch in launches():
+        kernel = launch.kernel.removesuffix("_kernel")
+        if kernel in LINEAR:
+            of_qkv = kernel == "norm_backward" or "index_ptr" in launch.arguments
+            flops = 2 * CHANNELS**2 * (3 * visible if of_qkv else tokens)
+            case = kernel if kernel == "projection" else f"{kernel}, {'q, k, v' if of_qkv else 'projection'}"
+            found[case] = Counted(case, launch, BATCH * WINDOWS.count, ACTIVATIONS, flops)
+    return [*found.values()]
+
+
+def kib_of_a_window(launch: Launch) -> float:
+    """Distinct sectors that a kernel reads and writes, of all its arguments."""
+    stats = launch.stats
+    assert stats is not None
+    scale = stats.ctas_total / stats.ctas_run
+    sectors = sum(a.sectors_read + a.sectors_written for a in stats.arguments)
+    return sectors * scale / 32 / BATCH / WINDOWS.count
+
+
+def eager_kib() -> tuple[float, float]:
+    """Of a window: what the public code's operators read and write under autocast, forward and backward."""
+    block = PublicBlock(CHANNELS, HEADS, 8, 4, 2.0, img_size=(SIDE, SIDE))
+    x = torch.randn(1, SIDE * SIDE, CHANNELS, requires_grad=True)
+    visible = windowed_keep(keep()[:1], (SIDE, SIDE), 8, 4)
+    with _Bytes() as counted_bytes:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = block(x, (SIDE, SIDE), visible)
+        forward = counted_bytes.total
+        y.sum().backward()
+    return forward / 1024 / WINDOWS.count, (counted_bytes.total - forward) / 1024 / WINDOWS.count
+
+
+def notes() -> list[str]:
+    kernels = launches()
+    last = 1 + max(i for i, launch in enumerate(kernels) if launch.kernel == "mlp_kernel")
+    forward, backward = (sum(map(kib_of_a_window, part)) for part in (kernels[:last], kernels[last:]))
+    eager_forward, eager_backward = eager_kib()
+    return [
+        f"The {last} kernels of a whole block's forward pass read and write {forward:.0f} KiB a window, the "
+        f"{len(kernels) - last} of its backward {backward:.0f} KiB, counting the distinct sectors of every argument. "
+        f"PyTorch's eager operators for the public code: {eager_forward:.0f} and {eager_backward:.0f} KiB, each "
+        "operator's inputs and outputs counted once. Neither has the mask and its plan in it, ours not the adding up "
+        "of partial sums."
+    ]

@@ -1,0 +1,188 @@
+"""The linear layers of a Swin block as functions of tensors: buffers, tile sides and launches of triton_linear.py."""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from . import triton_launch
+from .geometry import Windows
+from .triton_linear import (
+    norm_backward_kernel,
+    pack_kernel,
+    projection_kernel,
+    rows_to_heads_kernel,
+    weight_gradient_kernel,
+)
+
+# Partial sums of weight gradients: the same number on every device, so that results do not depend on it.
+WEIGHT_CHUNKS = 108
+# Rows and columns of a tile (for weight gradients: how many tiles side by side), and warps, of kernels with up to 64,
+# 128 and 256 channels: few instructions, and no spills on any target (TRITON.md). First with 16-bit products.
+TILES = {
+    rows_to_heads_kernel: (((64, 32, 4), (64, 32, 4), (64, 64, 8)), ((64, 32, 4), (64, 32, 8), (32, 16, 8))),
+    projection_kernel: (((64, 32, 4), (64, 32, 8), (64, 32, 8)), ((64, 32, 4), (64, 32, 8), (16, 32, 4))),
+    norm_backward_kernel: (((64, 32, 4), (64, 32, 8), (32, 32, 8)), ((64, 32, 4), (64, 32, 8), (16, 32, 4))),
+    weight_gradient_kernel: (
+        ((64, 128, 3, 8), (64, 64, 3, 8), (32, 128, 1, 8)),
+        ((32, 64, 1, 8), (32, 64, 1, 8), (16, 32, 1, 8)),
+    ),
+}
+
+
+class Layout(NamedTuple):
+    """How tokens lie in windows, and numbers in heads; the dtype is that of heads, packed weights and products."""
+
+    windows: Windows
+    heads: int
+    head_dim: int
+    head_stride: int
+    dtype: torch.dtype
+
+
+class Rows(NamedTuple):
+    """The tokens of a plan (its index and offsets), or all in window order."""
+
+    capacity: int
+    tokens: Tensor | None = None
+    offsets: Tensor | None = None
+
+
+def pack_qkv(layout: Layout, weight: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """(3, heads, head_stride, C) and float32 (3, heads, head_stride), with LayerNorm's weight and bias in them."""
+    shape = 3, layout.heads, layout.head_stride
+    packed = weight.new_empty(*shape, weight.shape[1], dtype=layout.dtype)
+    packed_bias = weight.new_empty(shape, dtype=torch.float32)
+    _pack(layout, weight, (weight.shape[1], 1), (bias, *norm), packed, packed_bias)
+    return packed, packed_bias
+
+
+def pack_projection(layout: Layout, weight: Tensor) -> Tensor:
+    """(1, heads, head_stride, C): transposed."""
+    packed = weight.new_empty(1, layout.heads, layout.head_stride, weight.shape[0], dtype=layout.dtype)
+    _pack(layout, weight, (1, weight.shape[1]), (None, None, None), packed, None)
+    return packed
+
+
+def _pack(
+    layout: Layout,
+    weight: Tensor,
+    steps: tuple[int, int],
+    bias_and_norm: tuple[Tensor | None, ...],
+    packed: Tensor,
+    packed_bias: Tensor | None,
+) -> None:
+    channels = packed.shape[-1]
+    columns = packed.numel() // channels
+    triton_launch.launch(
+        pack_kernel,
+        (-(-columns // 16),),
+        *(weight, *bias_and_norm, packed, packed_bias),
+        COLUMNS=columns,
+        CHANNELS=channels,
+        HEAD_DIM=layout.head_dim,
+        HEAD_STRIDE=layout.head_stride,
+        COLUMN_STEP=steps[0],
+        CHANNEL_STEP=steps[1],
+        BLOCK_N=16,
+        BLOCK_C=_block(channels),
+        num_warps=4,
+    )
+
+
+def rows_to_heads(
+    layout: Layout, x: Tensor, rows: Rows, packed: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
+) -> Tensor:
+    """(rows, parts, heads, head_stride): with a bias from normalised rows of x, else from scaled ones."""
+    heads = x.new_empty(rows.capacity, *packed.shape[:3], dtype=layout.dtype)
+    _run(rows_to_heads_kernel, layout, x, rows, len(packed), (x, scale, packed, bias, rows.tokens, rows.offsets, heads))
+    return heads
+
+
+def project(
+    layout: Layout, heads: Tensor, rows: Rows, packed: Tensor, bias: Tensor, x: Tensor, scale: Tensor | None
+) -> Tensor:
+    """x + scale (heads W + bias), where x are all rows."""
+    y = torch.empty_like(x)
+    pointers = heads, packed, bias, x, scale, rows.tokens, rows.offsets, y
+    _run(projection_kernel, layout, x, rows, len(packed), pointers)
+    return y
+
+
+def add_norm_gradient(layout: Layout, d_heads: Tensor, rows: Rows, packed: Tensor, x: Tensor, dx: Tensor) -> None:
+    """Add to rows of dx what comes back through `rows_to_heads` with a bias."""
+    pointers = d_heads, packed, x, rows.tokens, rows.offsets, dx
+    _run(norm_backward_kernel, layout, x, rows, len(packed), pointers)
+
+
+def weight_gradient(
+    layout: Layout, heads: Tensor, rows: Rows, x: Tensor, scale: Tensor | None = None, *, norm: bool
+) -> tuple[Tensor, Tensor]:
+    """Float32 gradients of packed weights, (parts * heads * head_dim, C), and of a bias.
+
+    Of that of the heads where rows of x are normalised, else of that of the channels.
+    """
+    channels, parts = x.shape[-1], heads.shape[1]
+    tiles = _tiles(weight_gradient_kernel, layout, parts, channels)
+    chunks = max(1, min(WEIGHT_CHUNKS, -(-rows.capacity // tiles["BLOCK_R"])))
+    d_packed = x.new_empty(chunks, *heads.shape[1:], channels, dtype=torch.float32)
+    d_bias = x.new_empty(chunks, *(heads.shape[1:] if norm else (channels,)), dtype=torch.float32)
+    pointers = heads, x, scale, rows.tokens, rows.offsets, d_packed, d_bias
+    _run(weight_gradient_kernel, layout, x, rows, parts, pointers, chunks, NORM=norm)
+    d_weight, d_bias = d_packed.sum(0), d_bias.sum(0)
+    if norm:
+        d_bias = d_bias[..., : layout.head_dim].flatten()
+    return d_weight[:, :, : layout.head_dim].reshape(-1, channels), d_bias
+
+
+def _run(
+    kernel: Any,
+    layout: Layout,
+    x: Tensor,
+    rows: Rows,
+    parts: int,
+    pointers: tuple[Tensor | None, ...],
+    chunks: int = 0,
+    **more: Any,
+) -> None:
+    """Launch a kernel over the rows, or over chunks of them and tiles of columns."""
+    _, height, width, channels = x.shape
+    columns = parts * layout.heads * layout.head_stride
+    tiles = _tiles(kernel, layout, parts, channels)
+    grid: tuple[int, ...] = (max(1, -(-rows.capacity // tiles["BLOCK_R"])),)
+    if chunks:
+        grid = (chunks, -(-columns // (tiles["TILES"] * tiles["BLOCK_N"])))
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    triton_launch.launch(
+        kernel,
+        grid,
+        *pointers,
+        *(rows.capacity, 0 if rows.offsets is None else len(rows.offsets) - 1, height, width),
+        WINDOW_H=layout.windows.window[0],
+        WINDOW_W=layout.windows.window[1],
+        SHIFT_H=layout.windows.shift[0],
+        SHIFT_W=layout.windows.shift[1],
+        COLUMNS=columns,
+        CHANNELS=channels,
+        PRECISION="tf32" if tf32 else "ieee",
+        **tiles,
+        **more,
+    )
+
+
+def _tiles(kernel: Any, layout: Layout, parts: int, channels: int) -> dict[str, int]:
+    block_c = _block(channels)
+    size = 0 if block_c <= 64 else 1 if block_c <= 128 else 2
+    rows, side, *more, warps = TILES[kernel][layout.dtype == torch.float32][size]
+    tiles = {"BLOCK_R": rows, "BLOCK_N": side, "BLOCK_C": block_c, "num_warps": warps}
+    if more:
+        tiles["TILES"] = min(more[0], -(-parts * layout.heads * layout.head_stride // side))
+        if tiles["TILES"] == 1 < more[0]:  # the sums of one tile leave room for more programs
+            tiles |= {"BLOCK_R": 32, "num_warps": 4}
+    return tiles
+
+
+def _block(extent: int) -> int:
+    """A tile side: a power of two, at least the 16 of a matrix instruction."""
+    return max(16, triton.next_power_of_2(extent))

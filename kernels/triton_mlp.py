@@ -1,0 +1,171 @@
+"""The fused MLP of the Triton backend: tensors, tile sides, launches. The kernels are in triton_mlp_kernels.py."""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from . import triton_launch
+from .triton_mlp_kernels import fold_kernel, inputs_kernel, mlp_kernel, unfold_kernel, weights_kernel
+
+
+class MlpWeights(NamedTuple):
+    """Parameters in torch.nn's layouts, of any floating dtype."""
+
+    norm_weight: Tensor  # (C,)
+    norm_bias: Tensor
+    fc1_weight: Tensor  # (M, C)
+    fc1_bias: Tensor
+    fc2_weight: Tensor  # (C, M)
+    fc2_bias: Tensor
+
+
+# Rows, hidden units and warps of a program, and stages of loads in flight: by element size and, rising, width of a row.
+# The figures are in TRITON.md. Where x is float32 and weights are not, rows and units differ in number: with equal
+# tiles Triton reads x in vectors as long as those of the weights, half of every sector at a time.
+TILES = {
+    2: {
+        64: {mlp_kernel: (128, 32, 4, 2), inputs_kernel: (64, 32, 4, 2), weights_kernel: (32, 128, 8, 2)},
+        128: {mlp_kernel: (64, 32, 4, 2), inputs_kernel: (32, 64, 4, 2)},
+        256: {mlp_kernel: (32, 64, 4, 2), inputs_kernel: (16, 32, 4, 2)},
+    },
+    4: {
+        64: {mlp_kernel: (16, 64, 4, 1), inputs_kernel: (32, 16, 4, 1), weights_kernel: (32, 32, 8, 1)},
+        128: {mlp_kernel: (16, 16, 8, 1), inputs_kernel: (16, 16, 8, 1)},
+        256: {mlp_kernel: (16, 16, 8, 1), inputs_kernel: (16, 16, 8, 1)},
+    },
+}
+# Partial sums of the weights' gradients: the same number on every device, so that results do not depend on it.
+CHUNKS = 216
+
+
+class _Call(NamedTuple):
+    folded: tuple[Tensor, Tensor, Tensor]  # w1, b1, w2
+    images: int
+    tokens: int
+    constants: dict[str, Any]
+
+    @property
+    def wide(self) -> bool:
+        return bool(self.constants["BLOCK_C"] > 64)
+
+    def tiles(self, rows: int) -> int:
+        return self.images * triton.cdiv(self.tokens, rows)
+
+
+def _prepare(x: Tensor, weights: MlpWeights, dtype: torch.dtype) -> _Call:
+    hidden, channels = weights.fc1_weight.shape
+    block_c = max(16, triton.next_power_of_2(channels))
+    most = 128 if block_c <= 64 else 64  # a multiple of every tile of hidden units
+    units = triton.cdiv(hidden, most) * most
+    w1, w2 = (torch.empty(units, block_c, dtype=dtype, device=x.device) for _ in range(2))
+    b1 = torch.empty(units, dtype=torch.float32, device=x.device)
+    arguments = (*(weight.contiguous() for weight in weights[:5]), w1, b1, w2)
+    constants = {"CHANNELS": channels, "HIDDEN": hidden, "BLOCK_C": block_c, "BLOCK_M": 32}
+    triton_launch.launch(fold_kernel, (units // 32,), *arguments, num_warps=4, **constants)
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    constants = {"CHANNELS": channels, "HIDDEN": units, "BLOCK_C": block_c, "PRECISION": "tf32" if tf32 else "ieee"}
+    return _Call((w1, b1, w2), x.shape[0], x[0].numel() // channels, constants)
+
+
+def _tiles(kernel: Any, call: _Call) -> dict[str, int]:
+    by_width = TILES[call.folded[0].element_size()]
+    width = next(width for width in by_width if call.constants["BLOCK_C"] <= width)
+    rows, units, warps, stages = by_width[width][kernel]
+    return {"BLOCK_R": rows, "BLOCK_M": units, "STAGES": stages, "num_warps": warps}
+
+
+def mlp(x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """x + scale * MLP(LayerNorm(x)).
+
+    Args:
+        x: (B, ..., C), contiguous.
+        weights: of any floating dtype.
+        scale: (B,) float32, the drop-path factor of each image; None = 1.
+        dtype: what is multiplied: bfloat16, float16 or float32; sums, LayerNorm and GELU are float32.
+
+    Returns:
+        Like x.
+    """
+    call = _prepare(x, weights, dtype)
+    y = torch.empty_like(x)
+    tiles = _tiles(mlp_kernel, call)
+    triton_launch.launch(
+        mlp_kernel,
+        (call.tiles(tiles["BLOCK_R"]),),
+        *(x, *call.folded, weights.fc2_bias, scale, y, call.tokens),
+        **call.constants,
+        **tiles,
+    )
+    return y
+
+
+def mlp_backward(
+    grad: Tensor, x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, MlpWeights]:
+    """The gradients of x and of each weight, in their dtypes, given that of y (contiguous) and the inputs of `mlp`.
+
+    The same bits every time.
+    """
+    call = _prepare(x, weights, dtype)
+    shared = (grad, x, *call.folded, scale)
+    dx = torch.empty_like(x)
+    operands: tuple[Tensor | None, ...] = (None,) * 4
+    if call.wide:
+        rows, channels = x.numel() // x.shape[-1], x.shape[-1]
+        widths = channels, channels, call.constants["HIDDEN"], call.constants["HIDDEN"]
+        operands = tuple(torch.empty(rows, width, dtype=dtype, device=x.device) for width in widths)
+    tiles = _tiles(inputs_kernel, call)
+    grid = (call.tiles(tiles["BLOCK_R"]),)
+    triton_launch.launch(inputs_kernel, grid, *shared, dx, *operands, call.tokens, **call.constants, **tiles)
+    sums = _products(*operands) if call.wide else _chunks(call, shared)  # type: ignore[arg-type]
+    return dx, _unfold(weights, *sums)
+
+
+def _chunks(call: _Call, shared: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """Gradients of W1, W2 transposed, b1 and b2, over chunks of rows: nothing of a hidden unit is stored."""
+    tiles = _tiles(weights_kernel, call)
+    count = call.tiles(tiles["BLOCK_R"])
+    each = triton.cdiv(count, CHUNKS)
+    chunks = triton.cdiv(count, each)
+    units, channels = call.constants["HIDDEN"], call.constants["BLOCK_C"]
+    sizes = (units * channels, units * channels, units, channels)
+    parts = torch.empty(chunks, sum(sizes), dtype=torch.float32, device=call.folded[0].device)
+    triton_launch.launch(
+        weights_kernel,
+        (chunks, units // tiles["BLOCK_M"]),
+        *(*shared, parts, call.tokens, count, each),
+        **call.constants,
+        **tiles,
+    )
+    dw1, dw2, db1, db2 = parts.sum(0).split(sizes)
+    return dw1.view(units, channels), dw2.view(units, channels), db1, db2
+
+
+def _products(normed: Tensor, d_branch: Tensor, activated: Tensor, d_hidden: Tensor) -> tuple[Tensor, ...]:
+    """The same from stored rows. Only up to 64 channels has a program the registers for the sums of all units; else it
+    would read and normalise its rows again for every few of them, 6 times at 96 channels, 24 at 180."""
+    return (
+        torch.mm(d_hidden.t(), normed),
+        torch.mm(activated.t(), d_branch),
+        d_hidden.sum(0, dtype=torch.float32),
+        d_branch.sum(0, dtype=torch.float32),
+    )
+
+
+def _unfold(weights: MlpWeights, dw1: Tensor, dw2: Tensor, db1: Tensor, db2: Tensor) -> MlpWeights:
+    hidden, channels = weights.fc1_weight.shape
+    grads = MlpWeights(*(torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights))
+    triton_launch.launch(
+        unfold_kernel,
+        (triton.cdiv(channels, 16),),
+        *(*(weight.contiguous() for weight in weights[:3]), dw1, dw2, db1, db2, *grads),
+        num_warps=4,
+        CHANNELS=channels,
+        HIDDEN=hidden,
+        STRIDE=dw1.shape[1],
+        BLOCK_C=16,
+        BLOCK_M=64,
+    )
+    return grads
