@@ -133,19 +133,6 @@ def _register(name: str, operator: _Operator, backend: str, autocast: torch.dtyp
         register_autocast(forward, "cpu", autocast)
 
 
-def _register_token_mask() -> None:
-    name = "masked_swin::token_mask_cpu"
-    schema = (
-        "(Tensor seed, Tensor draw, Tensor sample, SymInt tokens, int heads, int low, int high, "
-        "bool ratio_per_sample) -> Tensor"
-    )
-    torch.library.define(name, schema, tags=(torch.Tag.pt2_compliant_tag,))
-
-    @register_fake(name)
-    def _(seed, draw, sample, tokens, heads, low, high, ratio_per_sample):  # type: ignore[no-untyped-def]
-        return sample.new_empty((sample.shape[0], heads, tokens), dtype=torch.bool)
-
-
 def _implement_in_triton() -> None:
     """Triton is imported when it is first used; the CPU is there for its interpreter."""
     modules = {"window_attention": ".triton_backend", "swin_block": ".triton_block"}
@@ -161,5 +148,4 @@ def _implement_in_triton() -> None:
 for _backend, (_names, _autocast) in NATIVE_BACKENDS.items():
     for _name in _names:
         _register(_name, _OPERATORS.get(f"{_name}_{_backend}", _OPERATORS[_name]), _backend, _autocast)
-_register_token_mask()
 _implement_in_triton()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Windows, token_order
+from .mask_ops import TRITON_INSTALLED
 from .native import CPU_LIBRARY
 
 Ratio = float | tuple[float, float]
@@ -91,9 +92,16 @@ def token_mask(
         windows.check()
     if heads is not None and heads < 1:
         raise ValueError(f"heads must be at least 1, got {heads}")
-    if sample.device.type == "cpu" and not exact and CPU_LIBRARY.loaded:
-        ops = torch.ops.masked_swin
-        mask = ops.token_mask_cpu(seed, draw, sample, tokens, heads or 1, *percents, ratio_per_sample)
+    ops, device = torch.ops.masked_swin, sample.device.type
+    share = (heads or 1, *percents, ratio_per_sample)
+    if device == "cpu" and not exact and CPU_LIBRARY.loaded:
+        mask = ops.token_mask_cpu(seed, draw, sample, tokens, *share)
+    elif device == "cuda" and TRITON_INSTALLED:
+        if exact and windows is not None:
+            sizes = (windows.height, windows.width, *windows.window, *windows.shift)
+            mask = ops.exact_token_mask_triton(seed, draw, sample, *sizes, *share)
+        else:
+            mask = ops.token_mask_triton(seed, draw, sample, tokens, *share)
     else:
         mask = _token_mask_torch(
             seed, draw, sample, tokens, heads or 1, percents, ratio_per_sample, windows if exact else None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Windows, shift_regions, token_order
+from .mask_ops import TRITON_INSTALLED
 
 
 class VisibleTokens:
@@ -77,8 +78,7 @@ class VisibleTokens:
     @property
     def regions(self) -> Tensor | None:
         """(W, N) int32 shift regions of one image's windows, or None without a shift."""
-        windows = self.windows
-        return None if windows.shift == (0, 0) else shift_regions(windows, self.image_keep.device).int()
+        return self._compact().regions
 
     def rows(self) -> Tensor:
         """(S, N) int64: the compact row of each visible token; masked places hold some row between -1 and the last."""
@@ -100,10 +100,16 @@ class _CompactRows:
     position: Tensor
     offsets: Tensor
     keep: Tensor
+    regions: Tensor | None
 
 
 def _compact_rows(image_keep: Tensor, windows: Windows) -> _CompactRows:
     device, size, batch = image_keep.device, windows.size, image_keep.shape[0]
+    shifted = windows.shift != (0, 0)
+    if device.type == "cuda" and TRITON_INSTALLED:
+        sizes = (windows.height, windows.width, *windows.window, *windows.shift)
+        *rows, regions = torch.ops.masked_swin.visible_tokens_triton(image_keep, *sizes)
+        return _CompactRows(*rows, regions=regions if shifted else None)
     order_WN = token_order(windows, device)
     token_BWN = order_WN + windows.tokens * torch.arange(batch, device=device)[:, None, None]
     keep_S = image_keep[..., order_WN]
@@ -124,4 +130,5 @@ def _compact_rows(image_keep: Tensor, windows: Windows) -> _CompactRows:
         position=(slots % size).int(),
         offsets=offsets,
         keep=keep_S.reshape(-1, size),
+        regions=shift_regions(windows, device).int() if shifted else None,
     )

@@ -8,7 +8,7 @@ from test_swin_block import block_weights
 from test_triton_mlp import SHAPES as MLP_SHAPES
 from test_triton_mlp import errors as mlp_errors
 
-from masked_swin.kernels import VisibleTokens, Windows, swin_block, window_attention
+from masked_swin.kernels import VisibleTokens, Windows, swin_block, token_mask, window_attention
 
 pytestmark = [
     pytest.mark.gpu,
@@ -104,3 +104,21 @@ def test_block_and_every_gradient(mode, autocast):
 def test_block_gives_the_same_bits_every_time():
     first, second = (block_gradients("zero", torch.float32, None, torch.bfloat16) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_masks_and_plans_are_those_of_the_cpu(exact):
+    windows = Windows(24, 40, (8, 8), (4, 4))
+    key = torch.tensor(-5), torch.tensor(2**31 + 5), torch.tensor([0, 7, 2**32 + 7])
+    options = {"heads": 2, "windows": windows, "exact": exact, "ratio_per_sample": True}
+    ours, wanted = (
+        token_mask(*(t.to(device) for t in key), windows.tokens, (0.3, 0.9), **options) for device in ("cuda", "cpu")
+    )
+    assert torch.equal(ours.cpu(), wanted)
+    for keep in (~wanted, ~wanted[:, 0]):
+        plan, on_cpu = (VisibleTokens.from_keep(keep.to(device), windows) for device in ("cuda", "cpu"))
+        rows = len(on_cpu.index)
+        assert torch.equal(plan.index[:rows].cpu(), on_cpu.index)
+        assert torch.equal(plan.position[:rows].cpu(), on_cpu.position)
+        for name in ("offsets", "keep", "regions"):
+            assert torch.equal(getattr(plan, name).cpu(), getattr(on_cpu, name))
