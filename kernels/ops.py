@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 # backend -> the operations it has, and the dtype that its operators compute in under autocast (None: what they get)
 NATIVE_BACKENDS: dict[str, tuple[tuple[str, ...], torch.dtype | None]] = {
     "cpu": (("window_attention", "swin_block", "convolution"), torch.float32),
-    "triton": (("window_attention", "swin_block"), None),
+    "triton": (("window_attention", "swin_block", "pixel_embedding"), None),
 }
 
 _ATTENTION = (
@@ -28,6 +28,11 @@ _ATTENTION = (
 _BLOCK = (
     "Tensor x, Tensor[] weights, Tensor? mask_token, Tensor? keep, Tensor? drop_path_scale, "
     "int window_height, int window_width, int shift_height, int shift_width, int mode, bool bf16"
+)
+# masked: (B, height, width) of the padded image
+_EMBEDDING = (
+    "Tensor image, Tensor? masked, Tensor mean, Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, "
+    "SymInt height, SymInt width, float image_range, float mask_value, bool image_gradient"
 )
 
 
@@ -76,6 +81,19 @@ def _convolution_backward_fake(grad_y, *inputs):  # type: ignore
     return tuple(tensor.new_empty(tensor.shape) for tensor in inputs)
 
 
+def _embedding_fake(image, masked, mean, weight, bias, norm_weight, norm_bias, height, width, *rest):  # type: ignore
+    return norm_weight.new_empty(image.shape[0], height, width, bias.shape[0])
+
+
+def _embedding_backward_fake(grad_out, image, masked, mean, *rest):  # type: ignore
+    d_image = image.new_empty(image.shape if rest[-1] else (0,))
+    return (d_image, *(tensor.new_empty(tensor.shape) for tensor in rest[:4]))
+
+
+def _embedding_gradients(inputs, grads):  # type: ignore
+    return grads[0] if inputs[-1] else None, None, None, *grads[1:], *(None,) * 5
+
+
 _OPERATORS = {
     "window_attention": _Operator(
         _ATTENTION,
@@ -93,6 +111,13 @@ _OPERATORS = {
         _convolution_fake,
         _convolution_backward_fake,
         lambda inputs, grads: grads,
+    ),
+    "pixel_embedding": _Operator(
+        _EMBEDDING,
+        "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _embedding_fake,
+        _embedding_backward_fake,
+        _embedding_gradients,
     ),
 }
 # Triton has products in every dtype of autocast.
@@ -135,7 +160,11 @@ def _register(name: str, operator: _Operator, backend: str, autocast: torch.dtyp
 
 def _implement_in_triton() -> None:
     """Triton is imported when it is first used; the CPU is there for its interpreter."""
-    modules = {"window_attention": ".triton_backend", "swin_block": ".triton_block"}
+    modules = {
+        "window_attention": ".triton_backend",
+        "swin_block": ".triton_block",
+        "pixel_embedding": ".triton_embedding",
+    }
     for name, step in product(modules, ("forward", "backward")):
 
         def run(*inputs, name=name, step=step):  # type: ignore[no-untyped-def]

@@ -67,15 +67,20 @@ def mask_input(image: Tensor, config: ModelConfig, key: MaskKey) -> Tensor:
 
     The share of masked pixels is drawn per image from `config.input_mask`; None returns the image itself.
     """
-    if config.input_mask is None:
-        return image
     height, width = image.shape[-2:]
-    padded_height, padded_width = padded_size(height, width, config.window_size)
-    key = key.at(0, sum(config.depths) + 1)
-    masked = token_mask(*key, padded_height * padded_width, config.input_mask, ratio_per_sample=True)
+    masked = input_mask(padded_size(height, width, config.window_size), config, key)
+    if masked is None:
+        return image
     # Cropped before the padding: a reflected copy of a masked pixel must not give it away.
-    masked = masked.view(-1, 1, padded_height, padded_width)[..., :height, :width]
-    return image.masked_fill(masked, config.input_mask_value)
+    return image.masked_fill(masked[:, None, :height, :width], config.input_mask_value)
+
+
+def input_mask(size: tuple[int, int], config: ModelConfig, key: MaskKey) -> Tensor | None:
+    """The masked pixels of padded images, bool (B, height, width) of the `size`; None if the network masks none."""
+    if config.input_mask is None:
+        return None
+    key = key.at(0, sum(config.depths) + 1)
+    return token_mask(*key, size[0] * size[1], config.input_mask, ratio_per_sample=True).view(-1, *size)
 
 
 def drop_path_scales(config: ModelConfig, key: MaskKey, dtype: torch.dtype) -> Tensor:

@@ -5,8 +5,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masked_swin.config import ModelConfig
+from masked_swin.kernels import fuses_pixel_embedding, pixel_embedding
 from masked_swin.layers import ResidualGroup, channels_last, residual_conv
-from masked_swin.masking import AttentionMasks, MaskKey, check_seed, drop_path_scales, mask_input, padded_size
+from masked_swin.masking import (
+    AttentionMasks,
+    MaskKey,
+    check_seed,
+    drop_path_scales,
+    input_mask,
+    mask_input,
+    padded_size,
+)
 
 
 class MaskedSwinIR(nn.Module):
@@ -29,7 +38,7 @@ class MaskedSwinIR(nn.Module):
         super().__init__()
         if not isinstance(config, ModelConfig):
             raise ValueError(f"config must be a ModelConfig, as PRESETS['small'], got {config!r}")
-        self.config = config
+        self.config, self.backend = config, backend
         kernel, dim = config.conv_first_kernel, config.embed_dim
         self.conv_first = nn.Conv2d(config.in_channels, dim, kernel, padding=kernel // 2)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(dim)})
@@ -87,27 +96,48 @@ class MaskedSwinIR(nn.Module):
         if key is None and (masks_input or masks_attention or drops_paths):
             key = MaskKey(self.mask_seed, self.mask_draw.clone(), torch.arange(len(x), device=x.device))
             self.mask_draw.add_(1)
-        if key is not None and masks_input:
-            x = mask_input(x, config, key)
-
         height, width = x.shape[-2:]
         size = padded_size(height, width, config.window_size)
-        if size != (height, width):
-            x = F.pad(x, (0, size[1] - width, 0, size[0] - height), mode="reflect")
-        x = (x - self.mean) * config.image_range
         masks = AttentionMasks(config, key, size, origin) if key is not None and masks_attention else None
         drop_path_scales = self._drop_path_scales(key if drops_paths else None, x.dtype)
 
-        shallow = channels_last(self.conv_first, x.permute(0, 2, 3, 1).contiguous())
-        features = self.patch_embed["norm"](shallow)
+        # A 3x3 conv_first means SwinIR, with both residuals; the published masked network has neither.
+        residuals = config.conv_first_kernel == 3
+        input_key = key if masks_input else None
+        if not residuals and fuses_pixel_embedding(x, config.embed_dim, self.backend):
+            features = self._embed_at_once(x, size, input_key)
+        else:
+            x, shallow, features = self._embed(x, size, input_key)
         for group, scales in zip(self.layers, drop_path_scales, strict=True):
             features = group(features, masks, scales)
         deep = channels_last(self.conv_after_body, self.norm(features))
-        # A 3x3 conv_first means SwinIR, with both residuals; the published masked network has neither.
-        residuals = config.conv_first_kernel == 3
         out = channels_last(self.conv_last, deep + shallow if residuals else deep).permute(0, 3, 1, 2)
         out = (x + out if residuals else out) / config.image_range + self.mean
         return out[..., :height, :width].contiguous()
+
+    def _embed(self, x: Tensor, size: tuple[int, int], key: MaskKey | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The network's input (masked, padded, normalised), its convolution, and the features."""
+        if key is not None:
+            x = mask_input(x, self.config, key)
+        height, width = x.shape[-2:]
+        if size != (height, width):
+            x = F.pad(x, (0, size[1] - width, 0, size[0] - height), mode="reflect")
+        x = (x - self.mean) * self.config.image_range
+        shallow = channels_last(self.conv_first, x.permute(0, 2, 3, 1).contiguous())
+        return x, shallow, self.patch_embed["norm"](shallow)
+
+    def _embed_at_once(self, x: Tensor, size: tuple[int, int], key: MaskKey | None) -> Tensor:
+        """The features alone, in one kernel: what a network without global residuals needs."""
+        config, norm = self.config, self.patch_embed["norm"]
+        return pixel_embedding(
+            x,
+            size,
+            None if key is None else input_mask(size, config, key),
+            mean=self.mean.flatten(),
+            image_range=config.image_range,
+            mask_value=config.input_mask_value,
+            weights=(self.conv_first.weight, self.conv_first.bias, norm.weight, norm.bias),
+        )
 
     def _drop_path_scales(self, key: MaskKey | None, dtype: torch.dtype) -> list[list[Tensor | None]]:
         """Stochastic depth, group by group: for each layer None or (2, B) factors, 0 or 1 / keep (the mean stays 1)."""

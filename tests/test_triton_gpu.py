@@ -8,6 +8,7 @@ from test_swin_block import block_weights
 from test_triton_mlp import SHAPES as MLP_SHAPES
 from test_triton_mlp import errors as mlp_errors
 
+from masked_swin import MaskedSwinIR, MaskKey, ModelConfig
 from masked_swin.kernels import VisibleTokens, Windows, swin_block, token_mask, window_attention
 
 pytestmark = [
@@ -122,3 +123,10 @@ def test_masks_and_plans_are_those_of_the_cpu(exact):
         assert torch.equal(plan.position[:rows].cpu(), on_cpu.position)
         for name in ("offsets", "keep", "regions"):
             assert torch.equal(getattr(plan, name).cpu(), getattr(on_cpu, name))
+
+
+def test_network_embeds_the_same_pixels():
+    network = MaskedSwinIR(ModelConfig(depths=(1,), num_heads=(6,))).cuda().train()
+    image, key = torch.rand(2, 3, 61, 70, device="cuda"), MaskKey.make(7, samples=2, device="cuda")
+    fused = network._embed_at_once(image, (64, 72), key)
+    torch.testing.assert_close(fused, network._embed(image, (64, 72), key)[2])

@@ -1,0 +1,243 @@
+"""The embedding of pixels in Triton: input mask, reflection, 1x1 convolution and LayerNorm, image to features at once.
+
+Legend: a *pixel* is one of the padded images; its *source* is the pixel of the image that it is, or is a reflection of.
+Pixels with a masked source are not read: all their channels have one value. A tile is (pixels, BLOCK_C) in float32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import triton_launch
+from .triton_norm import load_rows, normalise, normalise_backward, store_rows
+
+# Parts of a batch whose sums are the partial gradients of weights, about: set by the batch, not by the device.
+PARTS = 512
+# Numbers of a tile: the most that no target spills.
+NUMBERS_EACH = 4096
+NUMBERS_EACH_BACKWARD = 1024
+
+
+@triton.jit
+def source_of(place, valid, image, masked_ptr, image_height, image_width, height, width):
+    """The source in its image of each pixel of an image, and whether it is read."""
+    y, x = place // width, place % width
+    y = tl.where(y < image_height, y, 2 * image_height - 2 - y)
+    x = tl.where(x < image_width, x, 2 * image_width - 2 - x)
+    seen = valid
+    if masked_ptr is not None:
+        in_mask = image.to(tl.int64) * (height * width) + y * width + x
+        seen = valid & (tl.load(masked_ptr + in_mask, mask=valid, other=1) == 0)
+    return y * image_width + x, seen
+
+
+@triton.jit
+def load_values(
+    image_ptr, mean_ptr, channel, source, seen, image, image_pixels, image_range, mask_value,
+    IMAGE_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """One channel of the pixels, as the convolution gets it."""
+    first = (image.to(tl.int64) * IMAGE_CHANNELS + channel) * image_pixels
+    value = tl.load(image_ptr + first + source, mask=seen, other=mask_value).to(tl.float32)
+    return (value - tl.load(mean_ptr + channel).to(tl.float32)) * image_range
+
+
+@triton.jit
+def load_row(row_ptr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, STEP: tl.constexpr):
+    """CHANNELS numbers, STEP apart, (1, BLOCK_C) in float32, 0 behind them."""
+    channel = tl.arange(0, BLOCK_C)
+    return tl.load(row_ptr + channel * STEP, mask=channel < CHANNELS, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def convolve(
+    image_ptr, mean_ptr, weight_ptr, bias_ptr, source, seen, image, image_pixels, image_range, mask_value,
+    IMAGE_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    out = load_row(bias_ptr, CHANNELS, BLOCK_C, 1)
+    for channel in tl.static_range(IMAGE_CHANNELS):
+        value = load_values(
+            image_ptr, mean_ptr, channel, source, seen, image, image_pixels, image_range, mask_value, IMAGE_CHANNELS
+        )
+        out = out + value[:, None] * load_row(weight_ptr + channel, CHANNELS, BLOCK_C, IMAGE_CHANNELS)
+    return out
+
+
+@triton.jit
+def embedding_kernel(
+    image_ptr, masked_ptr, mean_ptr, weight_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr, out_ptr,
+    image_height, image_width, height, width, image_range, mask_value,
+    IMAGE_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """The features of some pixels of one image."""
+    image = tl.program_id(0)
+    place = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    valid = place < height * width
+    source, seen = source_of(place, valid, image, masked_ptr, image_height, image_width, height, width)
+    convolved = convolve(
+        image_ptr, mean_ptr, weight_ptr, bias_ptr, source, seen, image, image_height * image_width, image_range,
+        mask_value, IMAGE_CHANNELS, CHANNELS, BLOCK_C,
+    )  # fmt: skip
+    normed, _ = normalise(convolved, CHANNELS)
+    norm_weight = load_row(norm_weight_ptr, CHANNELS, BLOCK_C, 1)
+    out = normed * norm_weight + load_row(norm_bias_ptr, CHANNELS, BLOCK_C, 1)
+    store_rows(out_ptr, image.to(tl.int64) * (height * width) + place, valid, out, CHANNELS, BLOCK_C)
+
+
+@triton.jit
+def embedding_backward_kernel(
+    grad_ptr, image_ptr, masked_ptr, mean_ptr, weight_ptr, bias_ptr, norm_weight_ptr, d_padded_ptr, sums_ptr,
+    image_height, image_width, height, width, part, image_range, mask_value,
+    IMAGE_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """Sums over a part of one image: the gradients of LayerNorm's weight and bias, the convolution's bias and weight.
+
+    The gradient of the padded image is written where asked for; masked pixels get 0.
+    """
+    image, image_pixels = tl.program_id(0), image_height * image_width
+    norm_weight = load_row(norm_weight_ptr, CHANNELS, BLOCK_C, 1)
+    d_norm_weight = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    d_norm_bias = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    d_bias = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    # At most four image channels, each with its own sum; unused ones leave no trace.
+    d_weight_0 = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    d_weight_1 = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    d_weight_2 = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    d_weight_3 = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    first = tl.program_id(1) * part
+    last = tl.minimum(first + part, height * width)
+    for start in range(first, last, BLOCK_R):
+        place = start + tl.arange(0, BLOCK_R)
+        valid = place < last
+        source, seen = source_of(place, valid, image, masked_ptr, image_height, image_width, height, width)
+        convolved = convolve(
+            image_ptr, mean_ptr, weight_ptr, bias_ptr, source, seen, image, image_pixels, image_range,
+            mask_value, IMAGE_CHANNELS, CHANNELS, BLOCK_C,
+        )  # fmt: skip
+        normed, scale = normalise(convolved, CHANNELS)
+        grad = load_rows(grad_ptr, image.to(tl.int64) * (height * width) + place, valid, CHANNELS, BLOCK_C)
+        d_norm_weight += grad * normed
+        d_norm_bias += grad
+        d_convolved = normalise_backward(grad * norm_weight, normed, scale, CHANNELS)
+        d_bias += d_convolved
+        for channel in tl.static_range(IMAGE_CHANNELS):
+            value = load_values(
+                image_ptr, mean_ptr, channel, source, seen, image, image_pixels, image_range, mask_value,
+                IMAGE_CHANNELS,
+            )  # fmt: skip
+            product = value[:, None] * d_convolved
+            if channel == 0:
+                d_weight_0 += product
+            elif channel == 1:
+                d_weight_1 += product
+            elif channel == 2:
+                d_weight_2 += product
+            else:
+                d_weight_3 += product
+            if d_padded_ptr is not None:
+                weight = load_row(weight_ptr + channel, CHANNELS, BLOCK_C, IMAGE_CHANNELS)
+                d_value = tl.where(seen, tl.sum(d_convolved * weight, 1) * image_range, 0.0)
+                plane = (image.to(tl.int64) * IMAGE_CHANNELS + channel) * (height * width)
+                tl.store(d_padded_ptr + plane + place, d_value.to(d_padded_ptr.dtype.element_ty), mask=valid)
+
+    row = (image * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * (3 + IMAGE_CHANNELS)
+    store_sum(sums_ptr, row, d_norm_weight, CHANNELS)
+    store_sum(sums_ptr, row + 1, d_norm_bias, CHANNELS)
+    store_sum(sums_ptr, row + 2, d_bias, CHANNELS)
+    store_sum(sums_ptr, row + 3, d_weight_0, CHANNELS)
+    if IMAGE_CHANNELS > 1:
+        store_sum(sums_ptr, row + 4, d_weight_1, CHANNELS)
+    if IMAGE_CHANNELS > 2:
+        store_sum(sums_ptr, row + 5, d_weight_2, CHANNELS)
+    if IMAGE_CHANNELS > 3:
+        store_sum(sums_ptr, row + 6, d_weight_3, CHANNELS)
+
+
+@triton.jit
+def store_sum(sums_ptr, row, tile, CHANNELS: tl.constexpr):
+    channel = tl.arange(0, tile.shape[1])
+    tl.store(sums_ptr + row * CHANNELS + channel, tl.sum(tile, 0), mask=channel < CHANNELS)
+
+
+def _tiles(channels: int, numbers: int) -> dict[str, int]:
+    block = triton.next_power_of_2(channels)
+    return {"CHANNELS": channels, "BLOCK_C": block, "BLOCK_R": numbers // block, "num_warps": 4}
+
+
+def forward(
+    image: Tensor,
+    masked: Tensor | None,
+    mean: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    height: int,
+    width: int,
+    image_range: float,
+    mask_value: float,
+    image_gradient: bool,
+) -> Tensor:
+    """The operator pixel_embedding_triton."""
+    out = norm_weight.new_empty(len(image), height, width, len(bias))
+    tiles = _tiles(len(bias), NUMBERS_EACH)
+    triton_launch.launch(
+        embedding_kernel,
+        (len(image), triton.cdiv(height * width, tiles["BLOCK_R"])),
+        *_contiguous(image, masked, mean, weight, bias, norm_weight, norm_bias),
+        *(out, *image.shape[2:], height, width, image_range, mask_value),
+        IMAGE_CHANNELS=image.shape[1],
+        **tiles,
+    )
+    return out
+
+
+def backward(
+    grad_out: Tensor,
+    image: Tensor,
+    masked: Tensor | None,
+    mean: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    height: int,
+    width: int,
+    image_range: float,
+    mask_value: float,
+    image_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The operator pixel_embedding_triton_backward: gradients of image (if asked for), weight, bias and LayerNorm's."""
+    batch, image_channels, image_height, image_width = image.shape
+    d_padded = image.new_empty(batch, image_channels, height, width) if image_gradient else None
+    tiles = _tiles(len(bias), NUMBERS_EACH_BACKWARD)
+    part = triton.cdiv(height * width, max(1, PARTS // batch))
+    part = triton.cdiv(part, tiles["BLOCK_R"]) * tiles["BLOCK_R"]
+    parts = triton.cdiv(height * width, part)
+    sums = image.new_empty(batch * parts, 3 + image_channels, len(bias), dtype=torch.float32)
+    triton_launch.launch(
+        embedding_backward_kernel,
+        (batch, parts),
+        *_contiguous(grad_out, image, masked, mean, weight, bias, norm_weight),
+        *(d_padded, sums, image_height, image_width, height, width, part, image_range, mask_value),
+        IMAGE_CHANNELS=image_channels,
+        **tiles,
+    )
+    d_norm_weight, d_norm_bias, d_bias, *d_weight = sums.sum(0).to(weight.dtype).unbind()
+    d_image = image.new_empty(0) if d_padded is None else _folded(d_padded, image_height, image_width)
+    return d_image, torch.stack(d_weight, 1).view_as(weight), d_bias, d_norm_weight, d_norm_bias
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def _folded(d_padded: Tensor, height: int, width: int) -> Tensor:
+    """The gradients of reflected pixels added to those of their sources."""
+    for dim, extent in ((-2, height), (-1, width)):
+        extra = d_padded.shape[dim] - extent
+        own, reflected = d_padded.split((extent, extra), dim)
+        own.narrow(dim, extent - 1 - extra, extra).add_(reflected.flip(dim))
+        d_padded = own
+    return d_padded.contiguous()
