@@ -4,6 +4,8 @@ Legend: a *pixel* is one of the padded images; its *source* is the pixel of the 
 Pixels with a masked source are not read: all their channels have one value. A tile is (pixels, BLOCK_C) in float32.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from . import triton_launch
 from .triton_norm import load_rows, normalise, normalise_backward, store_rows
+from .tuning import tuned
 
 # Parts of a batch whose sums are the partial gradients of weights, about: set by the batch, not by the device.
 PARTS = 512
@@ -160,9 +163,10 @@ def store_sum(sums_ptr, row, tile, CHANNELS: tl.constexpr):
     tl.store(sums_ptr + row * CHANNELS + channel, tl.sum(tile, 0), mask=channel < CHANNELS)
 
 
-def _tiles(channels: int, numbers: int) -> dict[str, int]:
+def _tiles(kernel: Any, channels: int, numbers: int) -> dict[str, int]:
     block = triton.next_power_of_2(channels)
-    return {"CHANNELS": channels, "BLOCK_C": block, "BLOCK_R": numbers // block, "num_warps": 4}
+    tiles = tuned(kernel, {"BLOCK_R": numbers // block, "num_warps": 4}, channels=channels)
+    return {"CHANNELS": channels, "BLOCK_C": block, **tiles}
 
 
 def forward(
@@ -181,7 +185,7 @@ def forward(
 ) -> Tensor:
     """The operator pixel_embedding_triton."""
     out = norm_weight.new_empty(len(image), height, width, len(bias))
-    tiles = _tiles(len(bias), NUMBERS_EACH)
+    tiles = _tiles(embedding_kernel, len(bias), NUMBERS_EACH)
     triton_launch.launch(
         embedding_kernel,
         (len(image), triton.cdiv(height * width, tiles["BLOCK_R"])),
@@ -211,7 +215,7 @@ def backward(
     """The operator pixel_embedding_triton_backward: gradients of image (if asked for), weight, bias and LayerNorm's."""
     batch, image_channels, image_height, image_width = image.shape
     d_padded = image.new_empty(batch, image_channels, height, width) if image_gradient else None
-    tiles = _tiles(len(bias), NUMBERS_EACH_BACKWARD)
+    tiles = _tiles(embedding_backward_kernel, len(bias), NUMBERS_EACH_BACKWARD)
     part = triton.cdiv(height * width, max(1, PARTS // batch))
     part = triton.cdiv(part, tiles["BLOCK_R"]) * tiles["BLOCK_R"]
     parts = triton.cdiv(height * width, part)

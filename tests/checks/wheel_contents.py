@@ -21,12 +21,19 @@ info = metadata.split("/")[0]
 
 tops = {name.split("/")[0] for name in names} - {info}
 assert tops == {"masked_swin"}, f"top-level names {sorted(tops)}"
-for name in ("kernels/_cpu.abi3.so", "py.typed", "train/report.html.j2", "kernels/reference.py", "train/cli.py"):
+for name in (
+    "kernels/_cpu.abi3.so",
+    "kernels/tuned.json",
+    "py.typed",
+    "train/report.html.j2",
+    "kernels/reference.py",
+    "train/cli.py",
+):
     assert f"masked_swin/{name}" in names, f"{name} is missing"
 foreign = [
     name for name in names if name.split("/")[0] == "masked_swin" and Path(name).suffix not in {".py", ".so", ".j2"}
 ]
-assert foreign == ["masked_swin/py.typed"], foreign
+assert sorted(foreign) == ["masked_swin/kernels/tuned.json", "masked_swin/py.typed"], foreign
 assert f"{info}/licenses/LICENSE" in names
 assert "\nLicense-Expression: Apache-2.0\n" in text
 assert "\nRequires-Python: >=3.10\n" in text

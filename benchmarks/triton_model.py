@@ -1,0 +1,151 @@
+"""Chooses tile sides and warps of the Triton kernels by a cost model, for devices that are not there.
+
+    python benchmarks/triton_model.py                       # print what it chooses, the published network in bfloat16
+    python benchmarks/triton_model.py --channels 180 --dtype float32 --write   # add to kernels/tuned.json
+
+A MODEL, never a time. ptxsim runs a sample of a kernel's programs, compiled for sm_80; their bytes, matrix FLOPs,
+instructions and shared-memory accesses are divided by what a device can do at best, the largest of the four counts.
+Registers and shared memory of the kernel compiled for the device say how many warps are resident; with fewer than hide
+the latency of arithmetic, it takes longer in proportion. What spills is refused. Caches are left out, and all that
+sm_80's instructions do not show of other devices.
+"""
+
+import argparse
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # the emulator
+
+from triton_on_ptxsim import SM_80, Launch, Stats, compile_kernel, in_place_of_launch, is_constant, launch_triton
+from triton_resources import resources
+
+from masked_swin.kernels import autotune, tuning
+from masked_swin.kernels.tuning import Tiles
+
+
+class Device(NamedTuple):
+    name: str
+    target: GPUTarget
+    units: int  # multiprocessors or compute units
+    gigahertz: float
+    memory: float  # GB/s
+    matrix: float  # TFLOPS, 16 bits, dense
+    issue: int  # instructions of 32 lanes that a unit issues in a clock
+    registers: int  # of 32 bits, in a unit
+    shared: int  # bytes, in a unit
+    warps: int  # resident in a unit, of the target's width
+
+
+DEVICES = {
+    # NVIDIA A100 Tensor Core GPU Architecture (white paper), A100 80GB data sheet
+    "sm_80": Device("A100 SXM 80GB", SM_80, 108, 1.41, 2039, 312, 4, 65536, 164 << 10, 64),
+    # NVIDIA H100 Tensor Core GPU Architecture (white paper); the clock is that of its matrix peak
+    "sm_90": Device("H100 SXM", GPUTarget("cuda", 90, 32), 132, 1.83, 3350, 989.4, 4, 65536, 228 << 10, 64),
+    # AMD CDNA 3 white paper, Instinct MI300X data sheet: a wave of 64 lanes issues in one clock
+    "gfx942": Device("MI300X", GPUTarget("hip", "gfx942", 64), 304, 2.1, 5300, 1307.4, 2, 131072, 64 << 10, 32),
+}
+LATENCY = 4  # clocks until arithmetic can go on: so many warps hide it, for each instruction issued in a clock
+SAMPLE = 16  # programs of a grid that are run
+BATCH = 8  # images: counts are in proportion to them, so that a full device is modelled
+LEAST_GAIN = 0.1  # of the modelled cost: less is not worth leaving the rule for
+
+
+class Model:
+    """Takes the place of `triton_launch.launch`: samples one kernel, and leaves the others out."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.kernel = ""
+        self.milliseconds = 0.0
+        self.samples: dict[str, tuple[Stats, list[int]]] = {}  # of other devices, too
+
+    def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
+        if tuning.kernel_name(kernel) != self.kernel:
+            return
+        shapes = [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in arguments]
+        key = repr((self.kernel, grid, shapes, num_warps, constants))
+        if key not in self.samples:
+            compiled = compile_kernel(kernel, arguments, num_warps, constants, SM_80)
+            given = [argument for argument in arguments if not is_constant(argument)]
+            programs = list(product(*(range(extent) for extent in (*grid, 1, 1)[:3])))
+            chosen = programs[:: max(1, len(programs) // SAMPLE)]
+            stats = launch_triton(compiled, grid, given, ctas=chosen)
+            sizes = [a.numel() * a.element_size() for a in given if isinstance(a, torch.Tensor)]
+            self.samples[key] = stats, sizes
+        stats, sizes = self.samples[key]
+        compiled = compile_kernel(kernel, arguments, num_warps, constants, self.device.target)
+        registers, spills = resources(Launch(self.kernel, [], compiled, None), self.device.target)
+        if spills:
+            self.milliseconds = float("inf")
+            return
+        width = self.device.target.warp_size
+        resident = min(
+            self.device.warps // num_warps,
+            self.device.registers // (max(registers, 16) * width * num_warps),
+            self.device.shared // max(compiled.metadata.shared, 1),
+        )
+        if resident == 0:
+            self.milliseconds = float("inf")
+            return
+        self.milliseconds += self._milliseconds(stats, sizes, resident * num_warps * width // 32)
+
+    def _milliseconds(self, stats: Stats, sizes: list[int], warps: int) -> float:
+        device, scale = self.device, stats.ctas_total / stats.ctas_run
+        # What every program reads again, as weights, comes from a cache.
+        moved = sum(
+            min(scale * a.unique_read, size) + min(scale * a.unique_written, size)
+            for a, size in zip(stats.arguments, sizes, strict=True)
+        )
+        clocks = device.units * device.gigahertz * 1e6  # in a millisecond
+        bounds = (
+            moved / (device.memory * 1e6),
+            scale * stats.mma_flops / (device.matrix * 1e9),
+            scale * stats.issued_instructions / (device.issue * clocks),
+            scale * stats.shared_wavefronts / clocks,
+        )
+        return max(bounds) / min(1.0, warps / (LATENCY * device.issue))
+
+    def measure(self, run: autotune.Run, key: str, tiles: dict[str, Tiles]) -> float:
+        """As `autotune.time_on_device`."""
+        self.kernel, self.milliseconds = key.split()[0], 0.0
+        try:
+            with tuning.trying(tiles):
+                run()
+        except (triton.CompilationError, AssertionError, RuntimeError, ValueError):  # no such tile
+            return float("inf")
+        return self.milliseconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--channels", type=int, default=60)
+    parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--window", type=int, default=8)
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--write", action="store_true", help="add what differs from the rules to kernels/tuned.json")
+    options = parser.parse_args()
+    shape = (options.channels, options.heads, options.window, getattr(torch, options.dtype))
+    samples: dict[str, tuple[Stats, list[int]]] = {}
+    for name, run in autotune.workloads(*shape, BATCH, options.size, "cpu"):
+        for architecture, device in DEVICES.items():
+            model = Model(device)
+            model.samples = samples
+            with in_place_of_launch(model):
+                found = autotune.search(run, model.measure, LEAST_GAIN)
+            for key, (tiles, milliseconds, by_rule) in found.items():
+                print(f"{device.name}, {name}: {key}: {tiles}: modelled {milliseconds / by_rule:.2f} of the rule")
+            if options.write:
+                by = f"model of {device.name}, Triton {triton.__version__}"
+                better = {k: {"tiles": f.tiles, "by": by} for k, f in found.items() if f.milliseconds < f.by_rule}
+                tuning.write_table(tuning.PACKAGE_TABLE, architecture, better)
+
+
+if __name__ == "__main__":
+    main()
