@@ -76,8 +76,8 @@ class Model:
             programs = list(product(*(range(extent) for extent in (*grid, 1, 1)[:3])))
             chosen = programs[:: max(1, len(programs) // SAMPLE)]
             stats = launch_triton(compiled, grid, given, ctas=chosen)
-            sizes = [a.numel() * a.element_size() for a in given if isinstance(a, torch.Tensor)]
-            self.samples[key] = stats, sizes
+            arguments_run = [given[int(argument.name.split()[1])] for argument in stats.arguments]
+            self.samples[key] = stats, [tensor.untyped_storage().nbytes() for tensor in arguments_run]
         stats, sizes = self.samples[key]
         compiled = compile_kernel(kernel, arguments, num_warps, constants, self.device.target)
         registers, spills = resources(Launch(self.kernel, [], compiled, None), self.device.target)

@@ -15,6 +15,7 @@ import triton
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # the emulator, and inputs
 
 import triton_attention
+import triton_masks
 import triton_mlp
 import triton_swin_block
 from triton_resources import compiled_table, counted_table
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "kernels" / "TRITON.md"
 START, END = "<!-- written by benchmarks/triton_tables.py -->\n", "<!-- end -->\n"
 # Modules with a TITLE, compiled(), counted() and notes().
-PARTS = [triton_attention, triton_mlp, triton_swin_block]
+PARTS = [triton_attention, triton_masks, triton_mlp, triton_swin_block]
 
 
 def tables() -> str:
