@@ -57,19 +57,19 @@ LEAST_GAIN = 0.1  # of the modelled cost: less is not worth leaving the rule for
 
 
 class Model:
-    """Takes the place of `triton_launch.launch`: samples one kernel, and leaves the others out."""
+    """Takes the place of `triton_launch.launch`: samples the launches of one key, and leaves the others out."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self.kernel = ""
+        self.key = ""
         self.milliseconds = 0.0
         self.samples: dict[str, tuple[Stats, list[int]]] = {}  # of other devices, too
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
-        if tuning.kernel_name(kernel) != self.kernel:
+        if tuning.launched_key(kernel) != self.key:
             return
         shapes = [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in arguments]
-        key = repr((self.kernel, grid, shapes, num_warps, constants))
+        key = repr((self.key, grid, shapes, num_warps, constants))
         if key not in self.samples:
             compiled = compile_kernel(kernel, arguments, num_warps, constants, SM_80)
             given = [argument for argument in arguments if not is_constant(argument)]
@@ -80,7 +80,7 @@ class Model:
             self.samples[key] = stats, [tensor.untyped_storage().nbytes() for tensor in arguments_run]
         stats, sizes = self.samples[key]
         compiled = compile_kernel(kernel, arguments, num_warps, constants, self.device.target)
-        registers, spills = resources(Launch(self.kernel, [], compiled, None), self.device.target)
+        registers, spills = resources(Launch(self.key, [], compiled, None), self.device.target)
         if spills:
             self.milliseconds = float("inf")
             return
@@ -113,7 +113,7 @@ class Model:
 
     def measure(self, run: autotune.Run, key: str, tiles: dict[str, Tiles]) -> float:
         """As `autotune.time_on_device`."""
-        self.kernel, self.milliseconds = key.split()[0], 0.0
+        self.key, self.milliseconds = key, 0.0
         try:
             with tuning.trying(tiles):
                 run()
@@ -140,7 +140,7 @@ def main() -> None:
             with in_place_of_launch(model):
                 found = autotune.search(run, model.measure, LEAST_GAIN)
             for key, (tiles, milliseconds, by_rule) in found.items():
-                print(f"{device.name}, {name}: {key}: {tiles}: modelled {milliseconds / by_rule:.2f} of the rule")
+                print(f"{device.name}, {name}: {key}: {tiles}: modelled {milliseconds:.4f}, by rule {by_rule:.4f}")
             if options.write:
                 by = f"model of {device.name}, Triton {triton.__version__}"
                 better = {k: {"tiles": f.tiles, "by": by} for k, f in found.items() if f.milliseconds < f.by_rule}

@@ -46,14 +46,14 @@ def search(run: Run, measure: Measure, least_gain: float = 0.02) -> dict[str, Fo
     with tuning.trying({}) as asked:
         run()
     found = {}
-    for key, rule in asked.rules.items():
+    for key, (rule, most) in asked.rules.items():
         by_rule = least = measure(run, key, {key: rule})
         best, seen = rule, [rule]
         for _ in range(ROUNDS):
-            candidates = [tiles for tiles in _neighbours(best) if tiles not in seen]
+            candidates = [tiles for tiles in _neighbours(best, most) if tiles not in seen]
             seen += candidates
             costs = [measure(run, key, {key: tiles}) for tiles in candidates]
-            if not costs or min(costs) > least * (1 - least_gain):
+            if not min(costs, default=least) < least * (1 - least_gain):
                 break
             least = min(costs)
             best = candidates[costs.index(least)]
@@ -61,15 +61,14 @@ def search(run: Run, measure: Measure, least_gain: float = 0.02) -> dict[str, Fo
     return found
 
 
-def _neighbours(tiles: Tiles) -> Iterator[Tiles]:
+def _neighbours(tiles: Tiles, most: Tiles) -> Iterator[Tiles]:
     for name, value in tiles.items():
-        for other in (value // 2, value * 2):
-            if 1 <= other <= (MOST_WARPS if name == "num_warps" else LARGEST_SIDE):
-                yield {**tiles, name: other}
+        limit = most.get(name, MOST_WARPS if name == "num_warps" else LARGEST_SIDE)
+        yield from ({**tiles, name: other} for other in (value // 2, value * 2) if 1 <= other <= limit)
 
 
 def time_on_device(run: Run, key: str, tiles: dict[str, Tiles]) -> float:
-    """Median milliseconds of all launches of the key's kernel in a run, caches flushed between them."""
+    """Median milliseconds of the key's launches in a run, caches flushed between them."""
     from triton.testing import do_bench
 
     launch, total = triton_launch.launch, 0.0
@@ -77,7 +76,7 @@ def time_on_device(run: Run, key: str, tiles: dict[str, Tiles]) -> float:
     def timed(kernel: Any, *arguments: Any, **constants: Any) -> None:
         nonlocal total
         launch(kernel, *arguments, **constants)
-        if tuning.kernel_name(kernel) == key.split()[0]:
+        if tuning.launched_key(kernel) == key:
             total += do_bench(lambda: launch(kernel, *arguments, **constants), return_mode="median")
 
     with tuning.trying({}):

@@ -44,47 +44,33 @@ def load_row(row_ptr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, STEP: tl.co
 
 @triton.jit
 def load_weights(weight_ptr, IMAGE_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The convolution's weights of each image channel, four at most; those that there are not are never used."""
-    w_0 = load_row(weight_ptr, CHANNELS, BLOCK_C, IMAGE_CHANNELS)
-    w_1 = load_row(weight_ptr + 1, CHANNELS, BLOCK_C, IMAGE_CHANNELS) if IMAGE_CHANNELS > 1 else w_0
-    w_2 = load_row(weight_ptr + 2, CHANNELS, BLOCK_C, IMAGE_CHANNELS) if IMAGE_CHANNELS > 2 else w_0
-    w_3 = load_row(weight_ptr + 3, CHANNELS, BLOCK_C, IMAGE_CHANNELS) if IMAGE_CHANNELS > 3 else w_0
-    return w_0, w_1, w_2, w_3
-
-
-@triton.jit
-def load_value(pixel_ptr, mean_ptr, seen, image_range, mask_value):
-    value = tl.load(pixel_ptr, mask=seen, other=mask_value).to(tl.float32)
-    return ((value - tl.load(mean_ptr).to(tl.float32)) * image_range)[:, None]
+    """The convolution's weights of each image channel, a tuple of (1, BLOCK_C)."""
+    weights = ()
+    for channel in tl.static_range(IMAGE_CHANNELS):
+        row = load_row(weight_ptr + channel, CHANNELS, BLOCK_C, IMAGE_CHANNELS)
+        weights = weights + (row,)  # noqa: RUF005 (Triton unpacks no tuples)
+    return weights
 
 
 @triton.jit
 def load_values(
     image_ptr, mean_ptr, image, source, seen, image_pixels, image_range, mask_value, IMAGE_CHANNELS: tl.constexpr
 ):
-    """Each channel of the pixels as the convolution gets it, (pixels, 1); of four, as in `load_weights`."""
-    pixel_ptr = image_ptr + image.to(tl.int64) * IMAGE_CHANNELS * image_pixels + source
-    v_0 = load_value(pixel_ptr, mean_ptr, seen, image_range, mask_value)
-    v_1, v_2, v_3 = v_0, v_0, v_0
-    if IMAGE_CHANNELS > 1:
-        v_1 = load_value(pixel_ptr + image_pixels, mean_ptr + 1, seen, image_range, mask_value)
-    if IMAGE_CHANNELS > 2:
-        v_2 = load_value(pixel_ptr + 2 * image_pixels, mean_ptr + 2, seen, image_range, mask_value)
-    if IMAGE_CHANNELS > 3:
-        v_3 = load_value(pixel_ptr + 3 * image_pixels, mean_ptr + 3, seen, image_range, mask_value)
-    return v_0, v_1, v_2, v_3
+    """Each channel of the pixels as the convolution gets it, a tuple of (pixels, 1)."""
+    values = ()
+    for channel in tl.static_range(IMAGE_CHANNELS):
+        plane = (image.to(tl.int64) * IMAGE_CHANNELS + channel) * image_pixels
+        value = tl.load(image_ptr + plane + source, mask=seen, other=mask_value).to(tl.float32)
+        value = (value - tl.load(mean_ptr + channel).to(tl.float32)) * image_range
+        values = values + (value[:, None],)  # noqa: RUF005
+    return values
 
 
 @triton.jit
-def convolve(v_0, v_1, v_2, v_3, w_0, w_1, w_2, w_3, bias, IMAGE_CHANNELS: tl.constexpr):
-    out = bias + v_0 * w_0
-    if IMAGE_CHANNELS > 1:
-        out += v_1 * w_1
-    if IMAGE_CHANNELS > 2:
-        out += v_2 * w_2
-    if IMAGE_CHANNELS > 3:
-        out += v_3 * w_3
-    return out
+def convolve(values, weights, bias, IMAGE_CHANNELS: tl.constexpr):
+    for channel in tl.static_range(IMAGE_CHANNELS):
+        bias = bias + values[channel] * weights[channel]
+    return bias
 
 
 @triton.jit
@@ -98,12 +84,12 @@ def embedding_kernel(
     place = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     valid = place < height * width
     source, seen = source_of(place, valid, image, masked_ptr, image_height, image_width, height, width)
-    v_0, v_1, v_2, v_3 = load_values(
+    values = load_values(
         image_ptr, mean_ptr, image, source, seen, image_height * image_width, image_range, mask_value, IMAGE_CHANNELS
     )
-    w_0, w_1, w_2, w_3 = load_weights(weight_ptr, IMAGE_CHANNELS, CHANNELS, BLOCK_C)
+    weights = load_weights(weight_ptr, IMAGE_CHANNELS, CHANNELS, BLOCK_C)
     bias = load_row(bias_ptr, CHANNELS, BLOCK_C)
-    normed, _ = normalise(convolve(v_0, v_1, v_2, v_3, w_0, w_1, w_2, w_3, bias, IMAGE_CHANNELS), CHANNELS)
+    normed, _ = normalise(convolve(values, weights, bias, IMAGE_CHANNELS), CHANNELS)
     out = normed * load_row(norm_weight_ptr, CHANNELS, BLOCK_C) + load_row(norm_bias_ptr, CHANNELS, BLOCK_C)
     store_rows(out_ptr, image.to(tl.int64) * (height * width) + place, valid, out, CHANNELS, BLOCK_C)
 
@@ -119,61 +105,44 @@ def embedding_backward_kernel(
     The gradient of the padded image is written where asked for; masked pixels get 0.
     """
     image, image_pixels = tl.program_id(0), image_height * image_width
-    w_0, w_1, w_2, w_3 = load_weights(weight_ptr, IMAGE_CHANNELS, CHANNELS, BLOCK_C)
+    weights = load_weights(weight_ptr, IMAGE_CHANNELS, CHANNELS, BLOCK_C)
     bias = load_row(bias_ptr, CHANNELS, BLOCK_C)
     norm_weight = load_row(norm_weight_ptr, CHANNELS, BLOCK_C)
-    zeros = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
-    d_norm_weight, d_norm_bias, d_bias = zeros, zeros, zeros
-    d_0, d_1, d_2, d_3 = zeros, zeros, zeros, zeros  # of the weights of each image channel
+    d_norm_weight = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    d_norm_bias = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    d_bias = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    d_weights = (tl.zeros((BLOCK_R, BLOCK_C), tl.float32),) * IMAGE_CHANNELS
     first = tl.program_id(1) * part
     last = tl.minimum(first + part, height * width)
     for start in range(first, last, BLOCK_R):
         place = start + tl.arange(0, BLOCK_R)
         valid = place < last
         source, seen = source_of(place, valid, image, masked_ptr, image_height, image_width, height, width)
-        v_0, v_1, v_2, v_3 = load_values(
+        values = load_values(
             image_ptr, mean_ptr, image, source, seen, image_pixels, image_range, mask_value, IMAGE_CHANNELS
         )
-        normed, scale = normalise(convolve(v_0, v_1, v_2, v_3, w_0, w_1, w_2, w_3, bias, IMAGE_CHANNELS), CHANNELS)
+        normed, scale = normalise(convolve(values, weights, bias, IMAGE_CHANNELS), CHANNELS)
         grad = load_rows(grad_ptr, image.to(tl.int64) * (height * width) + place, valid, CHANNELS, BLOCK_C)
         d_norm_weight += grad * normed
         d_norm_bias += grad
         d_convolved = normalise_backward(grad * norm_weight, normed, scale, CHANNELS)
         d_bias += d_convolved
-        d_0 += v_0 * d_convolved
-        if IMAGE_CHANNELS > 1:
-            d_1 += v_1 * d_convolved
-        if IMAGE_CHANNELS > 2:
-            d_2 += v_2 * d_convolved
-        if IMAGE_CHANNELS > 3:
-            d_3 += v_3 * d_convolved
-        if d_padded_ptr is not None:
-            d_pixel_ptr = d_padded_ptr + image.to(tl.int64) * IMAGE_CHANNELS * (height * width) + place
-            store_pixels(d_pixel_ptr, valid, seen, d_convolved * w_0, image_range)
-            if IMAGE_CHANNELS > 1:
-                store_pixels(d_pixel_ptr + height * width, valid, seen, d_convolved * w_1, image_range)
-            if IMAGE_CHANNELS > 2:
-                store_pixels(d_pixel_ptr + 2 * height * width, valid, seen, d_convolved * w_2, image_range)
-            if IMAGE_CHANNELS > 3:
-                store_pixels(d_pixel_ptr + 3 * height * width, valid, seen, d_convolved * w_3, image_range)
+        sums = ()
+        for channel in tl.static_range(IMAGE_CHANNELS):
+            sums = sums + (d_weights[channel] + values[channel] * d_convolved,)  # noqa: RUF005
+            if d_padded_ptr is not None:
+                d_value = tl.sum(d_convolved * weights[channel], 1) * image_range
+                plane = (image.to(tl.int64) * IMAGE_CHANNELS + channel) * (height * width)
+                d_pixel = tl.where(seen, d_value, 0.0).to(d_padded_ptr.dtype.element_ty)
+                tl.store(d_padded_ptr + plane + place, d_pixel, mask=valid)
+        d_weights = sums
 
     row = (image * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * (3 + IMAGE_CHANNELS)
     store_sum(sums_ptr, row, d_norm_weight, CHANNELS)
     store_sum(sums_ptr, row + 1, d_norm_bias, CHANNELS)
     store_sum(sums_ptr, row + 2, d_bias, CHANNELS)
-    store_sum(sums_ptr, row + 3, d_0, CHANNELS)
-    if IMAGE_CHANNELS > 1:
-        store_sum(sums_ptr, row + 4, d_1, CHANNELS)
-    if IMAGE_CHANNELS > 2:
-        store_sum(sums_ptr, row + 5, d_2, CHANNELS)
-    if IMAGE_CHANNELS > 3:
-        store_sum(sums_ptr, row + 6, d_3, CHANNELS)
-
-
-@triton.jit
-def store_pixels(pixel_ptr, valid, seen, d_values, image_range):
-    d_pixel = tl.where(seen, tl.sum(d_values, 1) * image_range, 0.0)
-    tl.store(pixel_ptr, d_pixel.to(pixel_ptr.dtype.element_ty), mask=valid)
+    for channel in tl.static_range(IMAGE_CHANNELS):
+        store_sum(sums_ptr, row + 3 + channel, d_weights[channel], CHANNELS)
 
 
 @triton.jit

@@ -21,22 +21,26 @@ Table = dict[str, dict[str, dict[str, Any]]]
 PACKAGE_TABLE = Path(__file__).parent / "tuned.json"
 
 
-def tuned(kernel: Any, rule: Tiles, **shape: Any) -> Tiles:
+def tuned(kernel: Any, rule: Tiles, *, most: Tiles | None = None, **shape: Any) -> Tiles:
     """What `kernel` is launched with for this shape on this device: the table's entry, or else `rule`.
 
     Args:
         kernel: a Triton kernel.
-        rule: constants that may be tuned, among them `num_warps`; the kernel must be right with any powers of two.
+        rule: constants that may be tuned, among them `num_warps`; the kernel must be right with any halves or doubles.
+        most: the largest that it is right with, where that is not so.
         shape: what the best choice depends on, as dtype and head_dim.
     """
+    most = most or {}
     if _search is None:
-        entries = _entries(architecture())
-        tiles = entries[_key(kernel, shape)]["tiles"] if entries and _key(kernel, shape) in entries else rule
+        entry = _entries(architecture()).get(_key(kernel, shape), {"tiles": rule})
+        tiles = entry["tiles"]
     else:
         key = _key(kernel, shape)
-        _search.rules.setdefault(key, rule)
+        _search.rules.setdefault(key, (rule, most))
+        _search.latest[kernel_name(kernel)] = key
         tiles = _search.tried.get(key, rule)
-    return tiles if tiles.keys() == rule.keys() else rule  # an entry for an older kernel has other names
+    fits = tiles.keys() == rule.keys() and all(tiles[name] <= limit for name, limit in most.items())
+    return tiles if fits else rule  # an entry for an older kernel may not
 
 
 def kernel_name(kernel: Any) -> str:
@@ -103,10 +107,17 @@ def _entries(architecture: str | None) -> dict[str, dict[str, Any]]:
 
 
 class Search(NamedTuple):
-    """What a search tries, by key, and the rules of all that was asked for meanwhile."""
+    """What a search tries, and what is asked for meanwhile.
+
+    Attributes:
+        tried: tiles by key; other keys get their rule.
+        rules: rule and `most` of each key.
+        latest: the key that was last asked for, by the name of its kernel: that of the next launch.
+    """
 
     tried: dict[str, Tiles]
-    rules: dict[str, Tiles]
+    rules: dict[str, tuple[Tiles, Tiles]]
+    latest: dict[str, str]
 
 
 _search: Search | None = None
@@ -114,10 +125,15 @@ _search: Search | None = None
 
 @contextmanager
 def trying(tiles: dict[str, Tiles]) -> Iterator[Search]:
-    """Within, kernels get these tiles, by key, and their rules where there are none; tables are not read."""
+    """Within, kernels get these tiles; tables are not read."""
     global _search
-    _search = Search(tiles, {})
+    _search = Search(tiles, {}, {})
     try:
         yield _search
     finally:
         _search = None
+
+
+def launched_key(kernel: Any) -> str | None:
+    """Within `trying`: the key of the launch of a kernel that is about to be made; None if it has no tuned tiles."""
+    return None if _search is None else _search.latest.get(kernel_name(kernel))

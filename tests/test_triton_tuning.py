@@ -95,9 +95,27 @@ def test_search_walks_to_the_cheapest_tiles():
             return float("inf")  # does not fit
         return abs(block - 16) + abs(warps - 2) + 1.0
 
+    def never_fits(run, key, tiles):
+        return float("inf")
+
     found = autotune.search(run, measure)
     assert found == {KEY: autotune.Found({"BLOCK_R": 16, "num_warps": 2}, 1.0, 51.0)}
     assert autotune.search(run, measure, least_gain=0.99)[KEY].tiles == RULE
+    assert autotune.search(run, never_fits)[KEY].tiles == RULE
+
+
+def test_limits_hold_in_searches_and_in_tables(tables):
+    def run():
+        tuning.tuned(embedding_kernel, RULE, most={"BLOCK_R": 64}, channels=60)
+        return []
+
+    def larger_is_cheaper(run, key, tiles):
+        return 1 / tiles[key]["BLOCK_R"]
+
+    assert autotune.search(run, larger_is_cheaper)[KEY].tiles == RULE
+    tuning.write_table(tables.user, "sm_80", entry(BLOCK_R=128, num_warps=4))
+    assert tuning.tuned(embedding_kernel, RULE, most={"BLOCK_R": 64}, channels=60) == RULE
+    assert tuning.tuned(embedding_kernel, RULE, channels=60)["BLOCK_R"] == 128
 
 
 def test_command_without_a_device(tables, capsys, monkeypatch):
