@@ -133,14 +133,19 @@ def main() -> None:
     options = parser.parse_args()
     shape = (options.channels, options.heads, options.window, getattr(torch, options.dtype))
     samples: dict[str, tuple[Stats, list[int]]] = {}
+    known: dict[str, set[str]] = {architecture: set() for architecture in DEVICES}
     for name, run in autotune.workloads(*shape, BATCH, options.size, "cpu"):
         for architecture, device in DEVICES.items():
             model = Model(device)
             model.samples = samples
             with in_place_of_launch(model):
-                found = autotune.search(run, model.measure, LEAST_GAIN)
+                found = autotune.search(run, model.measure, known[architecture], LEAST_GAIN)
+            known[architecture] |= found.keys()
             for key, (tiles, milliseconds, by_rule) in found.items():
-                print(f"{device.name}, {name}: {key}: {tiles}: modelled {milliseconds:.4f}, by rule {by_rule:.4f}")
+                print(
+                    f"{device.name}, {name}: {key}: {tiles}: modelled {milliseconds:.4f} ms, by rule {by_rule:.4f}",
+                    flush=True,
+                )
             if options.write:
                 by = f"model of {device.name}, Triton {triton.__version__}"
                 better = {k: {"tiles": f.tiles, "by": by} for k, f in found.items() if f.milliseconds < f.by_rule}

@@ -9,7 +9,7 @@ Kernels take what is found from their next start on.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,15 +38,19 @@ class Found(NamedTuple):
     by_rule: float  # milliseconds
 
 
-def search(run: Run, measure: Measure, least_gain: float = 0.02) -> dict[str, Found]:
+def search(run: Run, measure: Measure, known: Container[str] = (), least_gain: float = 0.02) -> dict[str, Found]:
     """The best tiles of every kernel that `run` starts: from the rule on, one side or the warps halved or doubled.
 
-    least_gain: share of the cost; what gains less is not taken.
+    Args:
+        known: keys to leave out.
+        least_gain: share of the cost; what gains less is not taken.
     """
     with tuning.trying({}) as asked:
         run()
     found = {}
     for key, (rule, most) in asked.rules.items():
+        if key in known:
+            continue
         by_rule = least = measure(run, key, {key: rule})
         best, seen = rule, [rule]
         for _ in range(ROUNDS):
@@ -185,8 +189,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = tuning.PACKAGE_TABLE if options.write else options.output or tuning.user_table()
     by = f"timed on {torch.cuda.get_device_name()}, Triton {_triton_version()}"
     shape = (options.channels, options.heads, options.window, getattr(torch, options.dtype))
+    known: set[str] = set()
     for name, run in workloads(*shape, options.batch, options.size, "cuda"):
-        found = search(run, time_on_device)
+        found = search(run, time_on_device, known)
+        known |= found.keys()
         for key, (tiles, milliseconds, by_rule) in found.items():
             print(f"{name}: {key}: {_shown(tiles)}: {milliseconds:.3f} ms, by rule {by_rule:.3f} ms")
         tuning.write_table(path, architecture, {k: {"tiles": f.tiles, "by": by} for k, f in found.items()})

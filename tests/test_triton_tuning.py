@@ -102,6 +102,7 @@ def test_search_walks_to_the_cheapest_tiles():
     assert found == {KEY: autotune.Found({"BLOCK_R": 16, "num_warps": 2}, 1.0, 51.0)}
     assert autotune.search(run, measure, least_gain=0.99)[KEY].tiles == RULE
     assert autotune.search(run, never_fits)[KEY].tiles == RULE
+    assert autotune.search(run, measure, known={KEY}) == {}
 
 
 def test_limits_hold_in_searches_and_in_tables(tables):
