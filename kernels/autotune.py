@@ -10,6 +10,7 @@ Kernels take what is found from their next start on.
 import argparse
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,20 +175,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", action="store_true", help="show the package's entries that a model chose; no device")
     options = parser.parse_args(arguments)
     if options.model:
-        print("Chosen by a cost model, not by timing (kernels/TRITON.md):")
-        for name, entries in tuning.read_table(tuning.PACKAGE_TABLE).items():
-            for key, entry in entries.items():
-                if entry["by"].startswith("model"):
-                    print(f"{name} {key}: {_shown(entry['tiles'])}  ({entry['by']})")
-        return 0
-    if not torch.cuda.is_available():
+        _show_modelled()
+    elif not torch.cuda.is_available():
         print("autotune: PyTorch sees no NVIDIA or AMD device here, and nothing else can be timed.", file=sys.stderr)
         print("--model shows what a model of some devices chose.", file=sys.stderr)
         return 1
+    else:
+        try:
+            _tune(options, tuning.PACKAGE_TABLE if options.write else options.output or tuning.user_table())
+        except (ValueError, OSError) as error:
+            print(f"autotune: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _show_modelled() -> None:
+    print("Chosen by a cost model, not by timing (kernels/TRITON.md):")
+    for architecture, entries in tuning.read_table(tuning.PACKAGE_TABLE).items():
+        for key, entry in entries.items():
+            if entry["by"].startswith("model"):
+                print(f"{architecture} {key}: {_shown(entry['tiles'])}  ({entry['by']})")
+
+
+def _tune(options: argparse.Namespace, path: Path) -> None:
+    """Search all workloads; each adds its entries to the table in `path`."""
     architecture = tuning.architecture()
     assert architecture is not None
-    path = tuning.PACKAGE_TABLE if options.write else options.output or tuning.user_table()
-    by = f"timed on {torch.cuda.get_device_name()}, Triton {_triton_version()}"
+    tuning.write_table(path, architecture, {})  # a file that cannot be written is better known before the search
+    by = f"timed on {torch.cuda.get_device_name()}, Triton {version('triton')}"
     shape = (options.channels, options.heads, options.window, getattr(torch, options.dtype))
     known: set[str] = set()
     for name, run in workloads(*shape, options.batch, options.size, "cuda"):
@@ -197,17 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: {key}: {_shown(tiles)}: {milliseconds:.3f} ms, by rule {by_rule:.3f} ms")
         tuning.write_table(path, architecture, {k: {"tiles": f.tiles, "by": by} for k, f in found.items()})
     print(f"written to {path}")
-    return 0
 
 
 def _shown(tiles: Tiles) -> str:
     return ", ".join(f"{name} {value}" for name, value in tiles.items())
-
-
-def _triton_version() -> str:
-    import triton
-
-    return triton.__version__
 
 
 if __name__ == "__main__":

@@ -148,6 +148,8 @@ def test_command_writes_what_it_found(tables, capsys, monkeypatch):
     assert written["by"].startswith("timed on Some GPU")
     assert not tables.package.exists()
     assert chosen() == {"BLOCK_R": 4, "num_warps": 4}
+    assert autotune.main(["--output", str(tables.user / "below a file.json")]) == 1
+    assert "below a file.json" in capsys.readouterr().err
 
 
 def embed(of=1.0):
