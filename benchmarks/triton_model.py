@@ -22,7 +22,16 @@ from triton.backends.compiler import GPUTarget
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # the emulator
 
-from triton_on_ptxsim import SM_80, Launch, Stats, compile_kernel, in_place_of_launch, is_constant, launch_triton
+from triton_on_ptxsim import (
+    SM_80,
+    Launch,
+    Stats,
+    compile_kernel,
+    in_place_of_launch,
+    is_constant,
+    launch_triton,
+    on_ptxsim,
+)
 from triton_resources import resources
 
 from masked_swin.kernels import autotune, tuning
@@ -122,6 +131,17 @@ class Model:
         return self.milliseconds
 
 
+def check(shape: tuple[int, int, int, torch.dtype], chosen: dict[str, Tiles]) -> None:
+    """Raise AssertionError unless small passes give with the chosen tiles what they give with the rules."""
+    for name, run in autotune.workloads(*shape, 1, 2 * shape[2], "cpu"):
+        with on_ptxsim(checks=False):
+            with tuning.trying({}):
+                wanted = run()
+            with tuning.trying(chosen):
+                found = run()
+        assert autotune.close(found, wanted), f"{name}: wrong with {chosen}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--channels", type=int, default=60)
@@ -133,23 +153,24 @@ def main() -> None:
     options = parser.parse_args()
     shape = (options.channels, options.heads, options.window, getattr(torch, options.dtype))
     samples: dict[str, tuple[Stats, list[int]]] = {}
-    known: dict[str, set[str]] = {architecture: set() for architecture in DEVICES}
+    chosen: dict[str, dict[str, Tiles]] = {architecture: {} for architecture in DEVICES}
     for name, run in autotune.workloads(*shape, BATCH, options.size, "cpu"):
         for architecture, device in DEVICES.items():
             model = Model(device)
             model.samples = samples
             with in_place_of_launch(model):
-                found = autotune.search(run, model.measure, known[architecture], LEAST_GAIN)
-            known[architecture] |= found.keys()
+                found = autotune.search(run, model.measure, chosen[architecture], LEAST_GAIN)
             for key, (tiles, milliseconds, by_rule) in found.items():
-                print(
-                    f"{device.name}, {name}: {key}: {tiles}: modelled {milliseconds:.4f} ms, by rule {by_rule:.4f}",
-                    flush=True,
-                )
-            if options.write:
-                by = f"model of {device.name}, Triton {triton.__version__}"
-                better = {k: {"tiles": f.tiles, "by": by} for k, f in found.items() if f.milliseconds < f.by_rule}
-                tuning.write_table(tuning.PACKAGE_TABLE, architecture, better)
+                costs = f"modelled {milliseconds:.4f} ms, by rule {by_rule:.4f} ms"
+                print(f"{device.name}, {name}: {key}: {tiles}: {costs}", flush=True)
+                chosen[architecture][key] = tiles if milliseconds < by_rule else {}
+    for architecture, device in DEVICES.items():
+        better = {key: tiles for key, tiles in chosen[architecture].items() if tiles}
+        check(shape, better)
+        if options.write:
+            by = f"model of {device.name}, Triton {triton.__version__}"
+            entries = {key: {"tiles": tiles, "by": by} for key, tiles in better.items()}
+            tuning.write_table(tuning.PACKAGE_TABLE, architecture, entries)
 
 
 if __name__ == "__main__":
