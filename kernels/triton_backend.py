@@ -18,6 +18,7 @@ from .triton_backward import backward_kernel
 from .triton_forward import forward_kernel
 from .triton_masked import masked_bias_gradient_kernel, masked_bias_kernel
 from .triton_pairs import rows_of_places_kernel
+from .tuning import tuned
 
 # The gradient of the bias is added up in so many parts, of so many elements at most: the same on every device, so that
 # results do not depend on it.
@@ -182,7 +183,12 @@ def _tiles(call: Attention, kernel: Any) -> dict[str, int]:
     elif itemsize == 4:
         warps = 4
     queries = max(16, min(64, queries, kept // (call.constants["BLOCK_D"] * itemsize)))
-    return {"BLOCK_T": queries, "BLOCK_S": 16 if call.compact_keys else min(64, keys), "num_warps": warps}
+    tiles = {"BLOCK_T": queries, "BLOCK_S": 16 if call.compact_keys else min(64, keys), "num_warps": warps}
+    most = {name: _block(call.constants[side]) for name, side in (("BLOCK_T", "QUERIES"), ("BLOCK_S", "KEYS"))}
+    shape = {"head_dim": call.head_dim, "queries": call.constants["QUERIES"], "keys": call.constants["KEYS"]}
+    dtype = call.pointers[0].dtype  # type: ignore[union-attr]
+    kind = {"visible": call.compact_keys, "compact": call.compact_output, "padded": call.padded}
+    return tuned(kernel, tiles, most=most, dtype=dtype, **shape, **kind)
 
 
 def _strides(call: Attention, *tensors: Tensor) -> tuple[list[Tensor], list[int], int]:

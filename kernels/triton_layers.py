@@ -15,6 +15,7 @@ from .triton_linear import (
     rows_to_heads_kernel,
     weight_gradient_kernel,
 )
+from .tuning import tuned
 
 # Partial sums of weight gradients: the same number on every device, so that results do not depend on it.
 WEIGHT_CHUNKS = 108
@@ -175,12 +176,13 @@ def _tiles(kernel: Any, layout: Layout, parts: int, channels: int) -> dict[str, 
     block_c = _block(channels)
     size = 0 if block_c <= 64 else 1 if block_c <= 128 else 2
     rows, side, *more, warps = TILES[kernel][layout.dtype == torch.float32][size]
-    tiles = {"BLOCK_R": rows, "BLOCK_N": side, "BLOCK_C": block_c, "num_warps": warps}
+    columns = parts * layout.heads * layout.head_stride
+    tiles = {"BLOCK_R": rows, "BLOCK_N": side, "num_warps": warps}
     if more:
-        tiles["TILES"] = min(more[0], -(-parts * layout.heads * layout.head_stride // side))
+        tiles["TILES"] = min(more[0], -(-columns // side))
         if tiles["TILES"] == 1 < more[0]:  # the sums of one tile leave room for more programs
             tiles |= {"BLOCK_R": 32, "num_warps": 4}
-    return tiles
+    return {"BLOCK_C": block_c, **tuned(kernel, tiles, dtype=layout.dtype, channels=channels, columns=columns)}
 
 
 def _block(extent: int) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import triton_launch
 from .triton_mlp_kernels import fold_kernel, inputs_kernel, mlp_kernel, unfold_kernel, weights_kernel
+from .tuning import tuned
 
 
 class MlpWeights(NamedTuple):
@@ -73,7 +74,9 @@ def _tiles(kernel: Any, call: _Call) -> dict[str, int]:
     by_width = TILES[call.folded[0].element_size()]
     width = next(width for width in by_width if call.constants["BLOCK_C"] <= width)
     rows, units, warps, stages = by_width[width][kernel]
-    return {"BLOCK_R": rows, "BLOCK_M": units, "STAGES": stages, "num_warps": warps}
+    sizes = {"channels": call.constants["CHANNELS"], "hidden": call.constants["HIDDEN"]}
+    tiles = {"BLOCK_R": rows, "BLOCK_M": units, "STAGES": stages, "num_warps": warps}
+    return tuned(kernel, tiles, most={"BLOCK_M": max(64, units)}, dtype=call.folded[0].dtype, **sizes)
 
 
 def mlp(x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
