@@ -132,8 +132,15 @@ def workloads(
     def block(mode: str, visible: VisibleTokens | None) -> Run:
         def run() -> list[Tensor]:
             with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
-                sizes = {"window": windows.window, "shift": windows.shift}
-                out = swin_block(x, weights, **sizes, mode=mode, visible=visible, backend="triton")
+                out = swin_block(
+                    x,
+                    weights,
+                    window=windows.window,
+                    shift=windows.shift,
+                    visible=visible,
+                    mode=mode,
+                    backend="triton",
+                )
             leaves = [x, *(weight for weight in weights if weight is not None)]
             return [out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 

@@ -48,7 +48,7 @@ def load_weights(weight_ptr, IMAGE_CHANNELS: tl.constexpr, CHANNELS: tl.constexp
     weights = ()
     for channel in tl.static_range(IMAGE_CHANNELS):
         row = load_row(weight_ptr + channel, CHANNELS, BLOCK_C, IMAGE_CHANNELS)
-        weights = weights + (row,)  # noqa: RUF005 (Triton unpacks no tuples)
+        weights = weights + (row,)  # type: ignore[assignment]  # noqa: RUF005 (Triton unpacks no tuples)
     return weights
 
 
@@ -62,7 +62,7 @@ def load_values(
         plane = (image.to(tl.int64) * IMAGE_CHANNELS + channel) * image_pixels
         value = tl.load(image_ptr + plane + source, mask=seen, other=mask_value).to(tl.float32)
         value = (value - tl.load(mean_ptr + channel).to(tl.float32)) * image_range
-        values = values + (value[:, None],)  # noqa: RUF005
+        values = values + (value[:, None],)  # type: ignore[assignment]  # noqa: RUF005
     return values
 
 
@@ -129,7 +129,8 @@ def embedding_backward_kernel(
         d_bias += d_convolved
         sums = ()
         for channel in tl.static_range(IMAGE_CHANNELS):
-            sums = sums + (d_weights[channel] + values[channel] * d_convolved,)  # noqa: RUF005
+            of_weights = d_weights[channel] + values[channel] * d_convolved
+            sums = sums + (of_weights,)  # type: ignore[assignment]  # noqa: RUF005
             if d_padded_ptr is not None:
                 d_value = tl.sum(d_convolved * weights[channel], 1) * image_range
                 plane = (image.to(tl.int64) * IMAGE_CHANNELS + channel) * (height * width)

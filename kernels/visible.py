@@ -108,8 +108,8 @@ def _compact_rows(image_keep: Tensor, windows: Windows) -> _CompactRows:
     shifted = windows.shift != (0, 0)
     if device.type == "cuda" and TRITON_INSTALLED:
         sizes = (windows.height, windows.width, *windows.window, *windows.shift)
-        *rows, regions = torch.ops.masked_swin.visible_tokens_triton(image_keep, *sizes)
-        return _CompactRows(*rows, regions=regions if shifted else None)
+        index, position, offsets, keep, regions = torch.ops.masked_swin.visible_tokens_triton(image_keep, *sizes)
+        return _CompactRows(index, position, offsets, keep, regions if shifted else None)
     order_WN = token_order(windows, device)
     token_BWN = order_WN + windows.tokens * torch.arange(batch, device=device)[:, None, None]
     keep_S = image_keep[..., order_WN]

@@ -128,7 +128,9 @@ class MaskedSwinIR(nn.Module):
 
     def _embed_at_once(self, x: Tensor, size: tuple[int, int], key: MaskKey | None) -> Tensor:
         """The features alone, in one kernel: what a network without global residuals needs."""
-        config, norm = self.config, self.patch_embed["norm"]
+        config, norm, bias = self.config, self.patch_embed["norm"], self.conv_first.bias
+        assert isinstance(norm, nn.LayerNorm)
+        assert bias is not None
         return pixel_embedding(
             x,
             size,
@@ -136,7 +138,7 @@ class MaskedSwinIR(nn.Module):
             mean=self.mean.flatten(),
             image_range=config.image_range,
             mask_value=config.input_mask_value,
-            weights=(self.conv_first.weight, self.conv_first.bias, norm.weight, norm.bias),
+            weights=(self.conv_first.weight, bias, norm.weight, norm.bias),
         )
 
     def _drop_path_scales(self, key: MaskKey | None, dtype: torch.dtype) -> list[list[Tensor | None]]:
