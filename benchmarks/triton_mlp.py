@@ -56,7 +56,7 @@ def counted() -> list[Counted]:
     """Every kernel in bf16, a sample of the rows run."""
     found = []
     for channels, images in IMAGES.items():
-        with on_ptxsim(every=EVERY) as emulator:
+        with on_ptxsim(every=EVERY, checks=False) as emulator:  # kernels read what others, not run, have not written
             start(torch.bfloat16, channels, images, 64)
         windows = images * 64
         for launch in emulator.launches:

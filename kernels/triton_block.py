@@ -84,19 +84,22 @@ def _prepare(
     dtype: torch.dtype,
 ) -> _Block:
     windows = Windows(x.shape[1], x.shape[2], (window_height, window_width), (shift_height, shift_width))
-    w = SwinBlockWeights(*(weight.contiguous() for weight in weights), mask_token)
+    w = SwinBlockWeights(*(weight.contiguous() for weight in weights))._replace(mask_token=mask_token)
     heads = w.position_bias_table.shape[1]
     head_dim = x.shape[-1] // heads
     layout = Layout(windows, heads, head_dim, padded_head_dim(head_dim, dtype), dtype)
     scales = (None, None) if drop_path_scale is None else drop_path_scale.float().contiguous().unbind()
+    packed, packed_bias = pack_qkv(layout, w.qkv_weight, w.qkv_bias, (w.norm1_weight, w.norm1_bias))
     return _Block(
         x.contiguous(),
         w,
         layout,
         None if keep is None else VisibleTokens.from_keep(keep, windows),
         MODES[mode] == "drop",
-        *scales,
-        *pack_qkv(layout, w.qkv_weight, w.qkv_bias, (w.norm1_weight, w.norm1_bias)),
+        scales[0],
+        scales[1],
+        packed,
+        packed_bias,
         pack_projection(layout, w.proj_weight),
     )
 
@@ -121,8 +124,9 @@ def _queries_and_keys(block: _Block) -> list[Tensor]:
 
 def _prepare_attention(block: _Block, qkv: list[Tensor]) -> Attention:
     windows, plan = block.layout.windows, block.plan
+    q, k, v = block.by_part(qkv)
     return prepare(
-        *block.by_part(qkv),
+        *(q, k, v),
         position_bias(block.weights.position_bias_table, windows.window),
         _masked(block),
         None if plan is None else plan.offsets,

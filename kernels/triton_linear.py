@@ -210,15 +210,15 @@ def weight_gradient_kernel(
         operand = load_operand(x_ptr, scale_ptr, token, valid, height * width, NORM, CHANNELS, BLOCK_C)
         products, sums = (), ()
         if not NORM:
-            sums = (d_bias[0] + tl.sum(operand, 0),)
+            sums = (d_bias[0] + tl.sum(operand, 0),)  # type: ignore[assignment]
         operand = operand.to(heads_ptr.dtype.element_ty)
         for tile in tl.static_range(TILES):
             column = first_column + tile * BLOCK_N + tl.arange(0, BLOCK_N)
             part = load_columns(heads_ptr, row, valid, column, COLUMNS)
             product = tl.dot(tl.trans(part), operand, d_packed[tile], input_precision=PRECISION)
-            products = products + (product,)  # noqa: RUF005 (Triton unpacks no tuples)
+            products = products + (product,)  # type: ignore[assignment]  # noqa: RUF005 (Triton unpacks no tuples)
             if NORM:
-                sums = sums + (d_bias[tile] + tl.sum(part.to(tl.float32), 0),)  # noqa: RUF005
+                sums = sums + (d_bias[tile] + tl.sum(part.to(tl.float32), 0),)  # type: ignore[assignment]  # noqa: RUF005
         d_packed, d_bias = products, sums
     program = tl.program_id(0).to(tl.int64)
     d_packed_ptr += program * (COLUMNS * CHANNELS)

@@ -139,6 +139,7 @@ def channels_last(module: nn.Module, x: Tensor) -> Tensor:
             x = channels_last(layer, x)
         return x
     if isinstance(module, nn.Conv2d):
+        assert module.bias is not None
         return convolution(x, module.weight, module.bias)
     y: Tensor = module(x)
     return y
