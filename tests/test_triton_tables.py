@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # without a cache of compiled kernels
 def test_tables_are_those_of_todays_kernels():
     import triton_tables
 
