@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from . import triton_launch
 from .triton_backward import backward_kernel
 from .triton_forward import forward_kernel
+from .triton_launch import product_precision, tile_side
 from .triton_masked import masked_bias_gradient_kernel, masked_bias_kernel
 from .triton_pairs import rows_of_places_kernel
 from .tuning import tuned
@@ -42,11 +43,6 @@ class Attention(NamedTuple):
     padded: bool
     compact_keys: bool
     compact_output: bool
-
-
-def _block(extent: int) -> int:
-    """A tile side: a power of two, at least the 16 of a matrix instruction."""
-    return max(16, triton.next_power_of_2(extent))
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -94,7 +90,7 @@ def prepare(
         rows = torch.full((windows, keys), -1, dtype=torch.int32, device=q.device)
         arguments = (offsets, position, rows)
         triton_launch.launch(
-            rows_of_places_kernel, (windows,), *arguments, num_warps=1, PLACES=keys, BLOCK=_block(keys)
+            rows_of_places_kernel, (windows,), *arguments, num_warps=1, PLACES=keys, BLOCK=tile_side(keys)
         )
     q, k, v = _rows(q), _rows(k), _rows(v)
     head_dim = q.shape[2]
@@ -116,9 +112,8 @@ def prepare(
     masked_bias = None
     halves = q.dtype != torch.float32 and not triton.knobs.runtime.interpret  # it multiplies bfloat16 wrongly
     if masked is not None:
-        masked = F.pad(masked, (0, _block(head_dim) - head_dim)).contiguous()
+        masked = F.pad(masked, (0, tile_side(head_dim) - head_dim)).contiguous()
         masked_bias = torch.empty(heads, windows, queries, dtype=torch.float32, device=q.device)
-    precision = "tf32" if torch.get_float32_matmul_precision() != "highest" else "ieee"
     call = Attention(
         (q, k, v, bias, masked, masked_bias, offsets, position, rows, regions, window_mask),
         (windows, *counts, scale * LOG2E),
@@ -132,10 +127,10 @@ def prepare(
             "K_STRIDE": k.stride(0),
             "V_STRIDE": v.stride(0),
             "HEAD_STRIDE": head_stride,
-            "LANES": min(head_stride, _block(head_dim)) if padded else head_dim,
+            "LANES": min(head_stride, tile_side(head_dim)) if padded else head_dim,
             "PADDED": padded,
-            "PRECISION": precision,
-            "BLOCK_D": _block(head_dim),
+            "PRECISION": product_precision(),
+            "BLOCK_D": tile_side(head_dim),
         },
         windows,
         (bias, rows, regions, window_mask),
@@ -147,14 +142,14 @@ def prepare(
     )
     if masked is not None:
         kinds = _kinds(call)
-        tile = min(64, _block(queries))
+        tile = min(64, tile_side(queries))
         triton_launch.launch(
             masked_bias_kernel,
             (heads, kinds["period"] * kinds["tiles"], -(-queries // tile)),
             *(*call.bias_pointers, masked_bias, *call.scalars[:3], kinds["period"], kinds["tiles"]),
             **call.bias_constants,
             BLOCK_W=kinds["BLOCK_W"],
-            BLOCK_N=min(64, _block(keys)),
+            BLOCK_N=min(64, tile_side(keys)),
             BLOCK_T=tile,
         )
     return call
@@ -163,7 +158,7 @@ def prepare(
 def _kinds(call: Attention) -> dict[str, int]:
     """Windows `period` apart have the same regions and window mask: programs take BLOCK_W of them at once."""
     period = math.lcm(*call.scalars[1:3])
-    block = min(64, _block(call.windows // period))
+    block = min(64, tile_side(call.windows // period))
     return {"period": period, "tiles": -(-(call.windows // period) // block), "BLOCK_W": block}
 
 
@@ -172,7 +167,7 @@ def _tiles(call: Attention, kernel: Any) -> dict[str, int]:
 
     Keys of a list come in tiles of 16, for a program of one warp; windows full of keys have four, and larger tiles.
     """
-    queries, keys = _block(call.constants["QUERIES"]), _block(call.constants["KEYS"])
+    queries, keys = tile_side(call.constants["QUERIES"]), tile_side(call.constants["KEYS"])
     itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
     warps = 1 if call.compact_keys else 4
     kept = 4096  # bytes of a tile of queries
@@ -184,7 +179,7 @@ def _tiles(call: Attention, kernel: Any) -> dict[str, int]:
         warps = 4
     queries = max(16, min(64, queries, kept // (call.constants["BLOCK_D"] * itemsize)))
     tiles = {"BLOCK_T": queries, "BLOCK_S": 16 if call.compact_keys else min(64, keys), "num_warps": warps}
-    most = {name: _block(call.constants[side]) for name, side in (("BLOCK_T", "QUERIES"), ("BLOCK_S", "KEYS"))}
+    most = {name: tile_side(call.constants[side]) for name, side in (("BLOCK_T", "QUERIES"), ("BLOCK_S", "KEYS"))}
     shape = {"head_dim": call.head_dim, "queries": call.constants["QUERIES"], "keys": call.constants["KEYS"]}
     dtype = call.pointers[0].dtype  # type: ignore[union-attr]
     kind = {"visible": call.compact_keys, "compact": call.compact_output, "padded": call.padded}
@@ -274,7 +269,7 @@ def run_backward(
             **tiles,
         )
     if masked is not None:
-        side_n, side_t = min(64, _block(keys)), min(64, _block(queries))
+        side_n, side_t = min(64, tile_side(keys)), min(64, tile_side(queries))
         triton_launch.launch(
             masked_bias_gradient_kernel,
             (heads, masked_parts, -(-keys // side_n) * -(-queries // side_t)),

@@ -3,11 +3,11 @@
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from . import triton_launch
 from .geometry import Windows
+from .triton_launch import product_precision, tile_side
 from .triton_linear import (
     norm_backward_kernel,
     pack_kernel,
@@ -87,7 +87,7 @@ def _pack(
         COLUMN_STEP=steps[0],
         CHANNEL_STEP=steps[1],
         BLOCK_N=16,
-        BLOCK_C=_block(channels),
+        BLOCK_C=tile_side(channels),
         num_warps=4,
     )
 
@@ -154,7 +154,6 @@ def _run(
     grid: tuple[int, ...] = (max(1, -(-rows.capacity // tiles["BLOCK_R"])),)
     if chunks:
         grid = (chunks, -(-columns // (tiles["TILES"] * tiles["BLOCK_N"])))
-    tf32 = torch.get_float32_matmul_precision() != "highest"
     triton_launch.launch(
         kernel,
         grid,
@@ -166,14 +165,14 @@ def _run(
         SHIFT_W=layout.windows.shift[1],
         COLUMNS=columns,
         CHANNELS=channels,
-        PRECISION="tf32" if tf32 else "ieee",
+        PRECISION=product_precision(),
         **tiles,
         **more,
     )
 
 
 def _tiles(kernel: Any, layout: Layout, parts: int, channels: int) -> dict[str, int]:
-    block_c = _block(channels)
+    block_c = tile_side(channels)
     size = 0 if block_c <= 64 else 1 if block_c <= 128 else 2
     rows, side, *more, warps = TILES[kernel][layout.dtype == torch.float32][size]
     columns = parts * layout.heads * layout.head_stride
@@ -183,8 +182,3 @@ def _tiles(kernel: Any, layout: Layout, parts: int, channels: int) -> dict[str, 
         if tiles["TILES"] == 1 < more[0]:  # the sums of one tile leave room for more programs
             tiles |= {"BLOCK_R": 32, "num_warps": 4}
     return {"BLOCK_C": block_c, **tuned(kernel, tiles, dtype=layout.dtype, channels=channels, columns=columns)}
-
-
-def _block(extent: int) -> int:
-    """A tile side: a power of two, at least the 16 of a matrix instruction."""
-    return max(16, triton.next_power_of_2(extent))

@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from . import triton_launch
+from .triton_launch import product_precision, tile_side
 from .triton_mlp_kernels import fold_kernel, inputs_kernel, mlp_kernel, unfold_kernel, weights_kernel
 from .tuning import tuned
 
@@ -57,7 +58,7 @@ class _Call(NamedTuple):
 
 def _prepare(x: Tensor, weights: MlpWeights, dtype: torch.dtype) -> _Call:
     hidden, channels = weights.fc1_weight.shape
-    block_c = max(16, triton.next_power_of_2(channels))
+    block_c = tile_side(channels)
     most = 128 if block_c <= 64 else 64  # a multiple of every tile of hidden units
     units = triton.cdiv(hidden, most) * most
     w1, w2 = (torch.empty(units, block_c, dtype=dtype, device=x.device) for _ in range(2))
@@ -65,8 +66,7 @@ def _prepare(x: Tensor, weights: MlpWeights, dtype: torch.dtype) -> _Call:
     arguments = (*(weight.contiguous() for weight in weights[:5]), w1, b1, w2)
     constants = {"CHANNELS": channels, "HIDDEN": hidden, "BLOCK_C": block_c, "BLOCK_M": 32}
     triton_launch.launch(fold_kernel, (units // 32,), *arguments, num_warps=4, **constants)
-    tf32 = torch.get_float32_matmul_precision() != "highest"
-    constants = {"CHANNELS": channels, "HIDDEN": units, "BLOCK_C": block_c, "PRECISION": "tf32" if tf32 else "ieee"}
+    constants = {"CHANNELS": channels, "HIDDEN": units, "BLOCK_C": block_c, "PRECISION": product_precision()}
     return _Call((w1, b1, w2), x.shape[0], x[0].numel() // channels, constants)
 
 
