@@ -131,7 +131,7 @@ def _prepare_attention(block: _Block, qkv: list[Tensor]) -> Attention:
         _masked(block),
         None if plan is None else plan.offsets,
         None if plan is None else plan.position,
-        shift_regions(windows, block.x.device),
+        shift_regions(windows, block.x.device) if plan is None else plan.regions,
         None,
         block.layout.head_dim**-0.5,
         padded=True,

@@ -64,7 +64,7 @@ def _prepare(x: Tensor, weights: MlpWeights, dtype: torch.dtype) -> _Call:
     w1, w2 = (torch.empty(units, block_c, dtype=dtype, device=x.device) for _ in range(2))
     b1 = torch.empty(units, dtype=torch.float32, device=x.device)
     arguments = (*(weight.contiguous() for weight in weights[:5]), w1, b1, w2)
-    constants = {"CHANNELS": channels, "HIDDEN": hidden, "BLOCK_C": block_c, "BLOCK_M": 32}
+    constants: dict[str, Any] = {"CHANNELS": channels, "HIDDEN": hidden, "BLOCK_C": block_c, "BLOCK_M": 32}
     triton_launch.launch(fold_kernel, (units // 32,), *arguments, num_warps=4, **constants)
     constants = {"CHANNELS": channels, "HIDDEN": units, "BLOCK_C": block_c, "PRECISION": product_precision()}
     return _Call((w1, b1, w2), x.shape[0], x[0].numel() // channels, constants)
