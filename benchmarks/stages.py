@@ -18,7 +18,11 @@ from masked_swin.train.loop import Trainer
 
 STAGES = ("blocks", "convolutions", "optimiser", "EMA", "loss", "loader", "rest")
 MODULES = {SwinLayer: "blocks", PublicBlock: "blocks", nn.Conv2d: "convolutions", nn.LeakyReLU: "convolutions"}
-OPERATORS = {"Optimizer.": "optimiser", "aten::_foreach_lerp_": "EMA"}
+OPERATORS = {
+    "Optimizer.": "optimiser",
+    "aten::_foreach_lerp_": "EMA",
+    "masked_swin::convolution": "convolutions",  # its weights are a module's, but it is called as a function
+}
 BACKWARD = "autograd::engine::evaluate_function"
 
 
