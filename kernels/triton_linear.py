@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .triton_norm import load_rows, normalise, normalise_backward, store_rows
+from .triton_position import image_tokens
 
 
 @triton.jit
@@ -57,11 +58,9 @@ def tokens_of_rows(
         token = tl.load(index_ptr + row, mask=valid, other=0)
     else:
         window, place = row // (WINDOW_H * WINDOW_W), row % (WINDOW_H * WINDOW_W)
-        across, down = width // WINDOW_W, height // WINDOW_H
-        image = window // (across * down)
-        y = (window // across % down * WINDOW_H + place // WINDOW_W + SHIFT_H) % height
-        x = (window % across * WINDOW_W + place % WINDOW_W + SHIFT_W) % width
-        token = (image * height + y) * width + x
+        windows = (height // WINDOW_H) * (width // WINDOW_W)
+        token = window // windows * (height * width)
+        token += image_tokens(window % windows, place, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W)
     return token
 
 

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import triton_launch
+from .triton_position import image_tokens
 
 RESERVED = tl.constexpr(0xFFFFFFFF)  # as in token_mask.py
 TOKENS_EACH = 1024  # of one image, drawn by a program
@@ -33,18 +34,6 @@ def masked_percent(
         word = random_words(reserved, sample if RATIO_PER_SAMPLE else reserved, draw, head, seed)
         percent += tl.sum((word.to(tl.int64) * (HIGH - LOW + 1)) >> 32)
     return percent
-
-
-@triton.jit
-def image_tokens(
-    window, place, height, width,
-    WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, SHIFT_H: tl.constexpr, SHIFT_W: tl.constexpr,
-):  # fmt: skip
-    """`geometry.token_order`: the token of one image at a place of a window."""
-    across = width // WINDOW_W
-    y = window // across * WINDOW_H + place // WINDOW_W + SHIFT_H
-    x = window % across * WINDOW_W + place % WINDOW_W + SHIFT_W
-    return tl.where(y < height, y, y - height) * width + tl.where(x < width, x, x - width)
 
 
 @triton.jit

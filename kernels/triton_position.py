@@ -12,33 +12,58 @@ from .geometry import Windows
 
 
 @triton.jit
+def image_tokens(
+    window, place, height, width,
+    WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, SHIFT_H: tl.constexpr, SHIFT_W: tl.constexpr,
+):  # fmt: skip
+    """`geometry.token_order`: the token of one image at a place of a window."""
+    across = width // WINDOW_W
+    y = window // across * WINDOW_H + place // WINDOW_W + SHIFT_H
+    x = window % across * WINDOW_W + place % WINDOW_W + SHIFT_W
+    return tl.where(y < height, y, y - height) * width + tl.where(x < width, x, x - width)
+
+
+@triton.jit
+def shift_region(
+    window, place, height, width,
+    WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, SHIFT_H: tl.constexpr, SHIFT_W: tl.constexpr,
+):  # fmt: skip
+    """`geometry.shift_regions`: the region of a place of a window of one image."""
+    across, down = width // WINDOW_W, height // WINDOW_H
+    # Regions differ in the last window of a row or column only: its first part lies at the image's end.
+    y = tl.where(window // across == down - 1, 1 + (place // WINDOW_W >= WINDOW_H - SHIFT_H).to(tl.int32), 0)
+    x = tl.where(window % across == across - 1, 1 + (place % WINDOW_W >= WINDOW_W - SHIFT_W).to(tl.int32), 0)
+    return 3 * y + x
+
+
+@triton.jit
 def bias_kernel(
-    table_ptr, bias_ptr, HEADS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+    table_ptr, bias_ptr, HEADS: tl.constexpr, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, BLOCK: tl.constexpr
 ):
     """(heads, keys, queries) from the table ((2h-1)*(2w-1), heads)."""
     head = tl.program_id(0)
     pair = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    PLACES: tl.constexpr = HEIGHT * WIDTH
+    PLACES: tl.constexpr = WINDOW_H * WINDOW_W
     key, query = pair // PLACES, pair % PLACES
-    down = query // WIDTH - key // WIDTH + HEIGHT - 1
-    across = query % WIDTH - key % WIDTH + WIDTH - 1
+    down = query // WINDOW_W - key // WINDOW_W + WINDOW_H - 1
+    across = query % WINDOW_W - key % WINDOW_W + WINDOW_W - 1
     valid = pair < PLACES * PLACES
-    value = tl.load(table_ptr + (down * (2 * WIDTH - 1) + across) * HEADS + head, mask=valid, other=0.0)
+    value = tl.load(table_ptr + (down * (2 * WINDOW_W - 1) + across) * HEADS + head, mask=valid, other=0.0)
     tl.store(bias_ptr + head * (PLACES * PLACES) + pair, value.to(tl.float32), mask=valid)
 
 
 @triton.jit
 def table_gradient_kernel(
-    d_bias_ptr, d_table_ptr, HEADS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+    d_bias_ptr, d_table_ptr, HEADS: tl.constexpr, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, BLOCK: tl.constexpr
 ):
     """A row of the table, and a head: the sum over all pairs that lie this far apart, in a fixed order."""
     row, head = tl.program_id(0), tl.program_id(1)
-    PLACES: tl.constexpr = HEIGHT * WIDTH
+    PLACES: tl.constexpr = WINDOW_H * WINDOW_W
     key = tl.arange(0, BLOCK)
-    y = key // WIDTH + row // (2 * WIDTH - 1) - (HEIGHT - 1)
-    x = key % WIDTH + row % (2 * WIDTH - 1) - (WIDTH - 1)
-    valid = (key < PLACES) & (y >= 0) & (y < HEIGHT) & (x >= 0) & (x < WIDTH)
-    pair = key * PLACES + y * WIDTH + x
+    y = key // WINDOW_W + row // (2 * WINDOW_W - 1) - (WINDOW_H - 1)
+    x = key % WINDOW_W + row % (2 * WINDOW_W - 1) - (WINDOW_W - 1)
+    valid = (key < PLACES) & (y >= 0) & (y < WINDOW_H) & (x >= 0) & (x < WINDOW_W)
+    pair = key * PLACES + y * WINDOW_W + x
     part = tl.load(d_bias_ptr + head * (PLACES * PLACES) + pair, mask=valid, other=0.0)
     tl.store(d_table_ptr + row * HEADS + head, tl.sum(part, 0).to(d_table_ptr.dtype.element_ty))
 
@@ -46,23 +71,12 @@ def table_gradient_kernel(
 @triton.jit
 def regions_kernel(
     regions_ptr, height, width,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SHIFT_H: tl.constexpr, SHIFT_W: tl.constexpr, BLOCK: tl.constexpr,
+    WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, SHIFT_H: tl.constexpr, SHIFT_W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The shift region of each place of a window."""
-    place = tl.arange(0, BLOCK)
-    across = width // WIDTH
-    y = tl.program_id(0) // across * HEIGHT + place // WIDTH
-    x = tl.program_id(0) % across * WIDTH + place % WIDTH
-    down_region, across_region = (y >= height - HEIGHT).to(tl.int32), (x >= width - WIDTH).to(tl.int32)
-    if SHIFT_H > 0:
-        down_region += (y >= height - SHIFT_H).to(tl.int32)
-    if SHIFT_W > 0:
-        across_region += (x >= width - SHIFT_W).to(tl.int32)
-    tl.store(
-        regions_ptr + tl.program_id(0) * (HEIGHT * WIDTH) + place,
-        down_region * 3 + across_region,
-        mask=place < HEIGHT * WIDTH,
-    )
+    window, place = tl.program_id(0), tl.arange(0, BLOCK)
+    region = shift_region(window, place, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W)
+    tl.store(regions_ptr + window * (WINDOW_H * WINDOW_W) + place, region, mask=place < WINDOW_H * WINDOW_W)
 
 
 def position_bias(table: Tensor, window: tuple[int, int]) -> Tensor:
@@ -97,4 +111,4 @@ def shift_regions(windows: Windows, device: torch.device) -> Tensor | None:
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], window: tuple[int, int], *arguments: Any, **constants: int) -> None:
-    triton_launch.launch(kernel, grid, *arguments, HEIGHT=window[0], WIDTH=window[1], num_warps=1, **constants)
+    triton_launch.launch(kernel, grid, *arguments, WINDOW_H=window[0], WINDOW_W=window[1], num_warps=1, **constants)

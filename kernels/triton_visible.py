@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import triton_launch
-from .triton_mask import image_tokens
+from .triton_position import image_tokens, shift_region
 
 TOKENS_EACH = 1024  # of a program
 TOTALS_EACH = 1024  # numbers of visible tokens, a program's each, that are added up at a time
@@ -82,13 +82,10 @@ def list_kernel(
     tl.store(window_keep_ptr + slot, kept != 0, mask=valid)
 
     if regions_ptr is not None:
-        across, down = width // WINDOW_W, height // WINDOW_H
         window = segment // HEADS
-        # Regions differ in the last window of a row or column only: its first part lies at the image's end.
-        y = tl.where(window // across == down - 1, 1 + (place // WINDOW_W >= WINDOW_H - SHIFT_H).to(tl.int32), 0)
-        x = tl.where(window % across == across - 1, 1 + (place % WINDOW_W >= WINDOW_W - SHIFT_W).to(tl.int32), 0)
-        of_first_image = valid & (segment % HEADS == 0) & (window < across * down)
-        tl.store(regions_ptr + window * (WINDOW_H * WINDOW_W) + place, 3 * y + x, mask=of_first_image)
+        region = shift_region(window, place, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W)
+        of_first_image = valid & (segment % HEADS == 0) & (window < (height // WINDOW_H) * (width // WINDOW_W))
+        tl.store(regions_ptr + window * (WINDOW_H * WINDOW_W) + place, region, mask=of_first_image)
 
 
 def visible_tokens(
