@@ -79,6 +79,8 @@ def prepare(
 ) -> Attention:
     """What all kernels of a call share. Arguments are the operator's, and:
 
+    regions: (windows of an image, tokens), or with the windows as a grid, (down, across, tokens), where they are those
+        of a cyclic shift: only windows of the last row and column then differ from the others.
     padded: q, k, v are views [..., :head_dim] of tensors with `padded_head_dim(...)` elements a head, zeros behind the
         head_dim. So are then all outputs, which get zeros there, too.
     """
@@ -108,7 +110,7 @@ def prepare(
     bias = (bias.transpose(1, 2).float() * LOG2E).contiguous()
     if window_mask is not None:
         window_mask = (window_mask.transpose(1, 2).float() * LOG2E).contiguous()
-    counts = (1 if regions is None else len(regions), 1 if window_mask is None else len(window_mask))
+    counts = (1 if regions is None else regions[..., 0].numel(), 1 if window_mask is None else len(window_mask))
     masked_bias = None
     halves = q.dtype != torch.float32 and not triton.knobs.runtime.interpret  # it multiplies bfloat16 wrongly
     if masked is not None:
@@ -134,7 +136,7 @@ def prepare(
         },
         windows,
         (bias, rows, regions, window_mask),
-        {"QUERIES": queries, "KEYS": keys, "HALVES": halves, "num_warps": 4},
+        {"HEADS": heads, "QUERIES": queries, "KEYS": keys, "HALVES": halves, "num_warps": 4},
         head_dim,
         padded,
         compact_keys,
@@ -145,21 +147,36 @@ def prepare(
         tile = min(64, tile_side(queries))
         triton_launch.launch(
             masked_bias_kernel,
-            (heads, kinds["period"] * kinds["tiles"], -(-queries // tile)),
-            *(*call.bias_pointers, masked_bias, *call.scalars[:3], kinds["period"], kinds["tiles"]),
+            (heads * kinds.units, -(-queries // tile)),
+            *(*call.bias_pointers, masked_bias, *call.scalars[:3], kinds.period, kinds.across),
             **call.bias_constants,
-            BLOCK_W=kinds["BLOCK_W"],
+            BLOCK_W=kinds.block,
             BLOCK_N=min(64, tile_side(keys)),
             BLOCK_T=tile,
         )
     return call
 
 
-def _kinds(call: Attention) -> dict[str, int]:
-    """Windows `period` apart have the same regions and window mask: programs take BLOCK_W of them at once."""
+class _Kinds(NamedTuple):
+    """Windows with the same regions and window mask, see `triton_masked.windows_of_unit`."""
+
+    period: int
+    across: int | None
+    block: int  # windows of a unit
+    units: int
+
+
+def _kinds(call: Attention) -> _Kinds:
+    regions, window_mask = call.bias_pointers[2:]
     period = math.lcm(*call.scalars[1:3])
-    block = min(64, tile_side(call.windows // period))
-    return {"period": period, "tiles": -(-(call.windows // period) // block), "BLOCK_W": block}
+    images = call.windows // period
+    if regions is None or window_mask is not None or regions.dim() == 2:
+        block = min(64, tile_side(images))
+        return _Kinds(period, None, block, period * -(-images // block))
+    down, across = regions.shape[:2]
+    block = min(64, tile_side(call.windows // 64))  # small batches: enough programs rather than large ones
+    counts = [images * rows * columns for rows in (down - 1, 1) for columns in (across - 1, 1)]
+    return _Kinds(period, across, block, sum(-(-count // block) for count in counts))
 
 
 def _tiles(call: Attention, kernel: Any) -> dict[str, int]:
@@ -209,7 +226,7 @@ def run_forward(call: Attention, out: Tensor, stats: Tensor | None = None) -> No
     programs = -(-call.windows // WINDOWS_EACH)
     triton_launch.launch(
         forward_kernel,
-        (heads, programs),
+        (heads * programs,),
         *(*call.pointers, *call.scalars, out, stats, elements // (heads * call.head_dim), WINDOWS_EACH),
         **call.constants,
         OUT_STRIDE=stride,
@@ -242,9 +259,8 @@ def run_backward(
     d_masked = masked_ds = None
     if masked is not None and masked_bias is not None:
         kinds = _kinds(call)
-        units = kinds["period"] * kinds["tiles"]
-        units_each = -(-units // MASKED_BIAS_PARTS)
-        masked_parts = -(-units // units_each)
+        units_each = -(-kinds.units // MASKED_BIAS_PARTS)
+        masked_parts = -(-kinds.units // units_each)
         masked_ds = torch.empty_like(masked_bias)
         d_masked = torch.zeros(parts * query_tiles, 3, heads, 16, masked.shape[2], dtype=torch.float32, device=device)
     d_bias = torch.zeros(parts + masked_parts, heads, keys, queries, dtype=torch.float32, device=device)
@@ -274,10 +290,9 @@ def run_backward(
             masked_bias_gradient_kernel,
             (heads, masked_parts, -(-keys // side_n) * -(-queries // side_t)),
             *(*call.bias_pointers, masked_bias, masked_ds, d_bias[parts:], *call.scalars[:3]),
-            *(kinds["period"], kinds["tiles"], units, units_each),
+            *(kinds.period, kinds.across, kinds.units, units_each),
             **call.bias_constants,
-            HEADS=heads,
-            BLOCK_W=kinds["BLOCK_W"],
+            BLOCK_W=kinds.block,
             BLOCK_N=side_n,
             BLOCK_T=side_t,
         )

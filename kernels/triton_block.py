@@ -124,6 +124,9 @@ def _queries_and_keys(block: _Block) -> list[Tensor]:
 
 def _prepare_attention(block: _Block, qkv: list[Tensor]) -> Attention:
     windows, plan = block.layout.windows, block.plan
+    regions = shift_regions(windows, block.x.device) if plan is None else plan.regions
+    if regions is not None:
+        regions = regions.view(windows.height // windows.window[0], -1, windows.size)
     q, k, v = block.by_part(qkv)
     return prepare(
         *(q, k, v),
@@ -131,7 +134,7 @@ def _prepare_attention(block: _Block, qkv: list[Tensor]) -> Attention:
         _masked(block),
         None if plan is None else plan.offsets,
         None if plan is None else plan.position,
-        shift_regions(windows, block.x.device) if plan is None else plan.regions,
+        regions,
         None,
         block.layout.head_dim**-0.5,
         padded=True,

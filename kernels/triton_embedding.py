@@ -80,8 +80,9 @@ def embedding_kernel(
     IMAGE_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """The features of some pixels of one image."""
-    image = tl.program_id(0)
-    place = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    tiles = tl.cdiv(height * width, BLOCK_R)
+    image = tl.program_id(0) // tiles
+    place = tl.program_id(0) % tiles * BLOCK_R + tl.arange(0, BLOCK_R)
     valid = place < height * width
     source, seen = source_of(place, valid, image, masked_ptr, image_height, image_width, height, width)
     values = load_values(
@@ -177,7 +178,7 @@ def forward(
     tiles = _tiles(embedding_kernel, len(bias), NUMBERS_EACH)
     triton_launch.launch(
         embedding_kernel,
-        (len(image), triton.cdiv(height * width, tiles["BLOCK_R"])),
+        (len(image) * triton.cdiv(height * width, tiles["BLOCK_R"]),),
         *_contiguous(image, masked, mean, weight, bias, norm_weight, norm_bias),
         *(out, *image.shape[2:], height, width, image_range, mask_value),
         IMAGE_CHANNELS=image.shape[1],

@@ -1,8 +1,8 @@
 """The masked keys of a window as one key: what its bias is, and what its gradient gives to the position bias.
 
 All masked tokens share q, k and v, so that they count in a softmax as one key with bias log sum exp(bias) over their
-places. For windows with the same regions (and mask), which come back every `period` windows, this sum is a product of
-a table of exponentials with 0/1 rows that say which places are masked. A program has one such kind of windows.
+places. For windows with the same regions (and mask), a *kind*, this sum is a product of a table of exponentials with
+0/1 rows that say which places are masked. A *unit* is some windows of one kind.
 """
 
 import triton
@@ -57,9 +57,9 @@ def lowered_exp(x):
 
 
 @triton.jit
-def load_is_masked(rows_ptr, window, place, windows, KEYS: tl.constexpr):
+def load_is_masked(rows_ptr, window, valid, place, KEYS: tl.constexpr):
     """(windows, places): 1 where a place is masked."""
-    mask = (window < windows)[:, None] & (place < KEYS)[None, :]
+    mask = valid[:, None] & (place < KEYS)[None, :]
     row = tl.load(rows_ptr + window.to(tl.int64)[:, None] * KEYS + place[None, :], mask=mask, other=0)
     return (row < 0).to(tl.float32)
 
@@ -78,17 +78,46 @@ def dot_of_indicators(indicators, values, HALVES: tl.constexpr):
 
 
 @triton.jit
+def windows_of_unit(unit, windows, period, across, BLOCK_W: tl.constexpr):
+    """The first window of a kind, some windows of that kind, and which of these exist.
+
+    Kinds come back every `period` windows. Without `across` all windows of a period differ; else they are a grid, so
+    many across, and only those of the last row and of the last column are not like the others.
+    """
+    number = tl.arange(0, BLOCK_W)
+    if across is None:
+        tiles = tl.cdiv(windows // period, BLOCK_W)
+        kind = unit // tiles
+        window = kind + period * ((unit % tiles) * BLOCK_W + number)
+        valid = window < windows
+    else:
+        images, down = windows // period, period // across
+        last_row = tl.cdiv(images * (down - 1) * (across - 1), BLOCK_W)  # the first unit of each kind
+        last_column = last_row + tl.cdiv(images * (across - 1), BLOCK_W)
+        corner = last_column + tl.cdiv(images * (down - 1), BLOCK_W)
+        in_column, in_corner = unit >= last_column, unit >= corner
+        in_row = ((unit >= last_row) & (unit < last_column)) | in_corner
+        first = tl.where(in_corner, corner, tl.where(in_column, last_column, tl.where(in_row, last_row, 0)))
+        height, width = tl.where(in_row, 1, down - 1), tl.where(in_column, 1, across - 1)
+        kind = tl.where(in_row, (down - 1) * across, 0) + tl.where(in_column, across - 1, 0)
+        number += (unit - first) * BLOCK_W
+        image, of_image = number // (height * width), number % (height * width)
+        window = image * period + kind + of_image // width * across + of_image % width
+        valid = image < images
+    return kind, window, valid
+
+
+@triton.jit
 def masked_bias_kernel(
     bias_ptr, rows_ptr, regions_ptr, mask_ptr, out_ptr,
-    windows, region_windows, mask_windows, period, tiles,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, HALVES: tl.constexpr,
+    windows, region_windows, mask_windows, period, across,
+    HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HALVES: tl.constexpr,
     BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """(heads, windows, queries): the bias of the masked key, -inf where none is masked."""
-    head = tl.program_id(0)
-    kind = tl.program_id(1) // tiles
-    query = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)
-    window = kind + period * ((tl.program_id(1) % tiles) * BLOCK_W + tl.arange(0, BLOCK_W))
+    head = tl.program_id(0) % HEADS
+    query = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    kind, window, valid = windows_of_unit(tl.program_id(0) // HEADS, windows, period, across, BLOCK_W)
     head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
     _, region_ptr, window_mask_ptr = window_tables(
         kind, None, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
@@ -98,16 +127,16 @@ def masked_bias_kernel(
     for start in range(0, KEYS, BLOCK_N):
         place = start + tl.arange(0, BLOCK_N)
         table = exponentials(head_bias_ptr, window_mask_ptr, region_ptr, query, place, top, QUERIES, KEYS)
-        total += dot_of_indicators(load_is_masked(rows_ptr, window, place, windows, KEYS), table, HALVES)
+        total += dot_of_indicators(load_is_masked(rows_ptr, window, valid, place, KEYS), table, HALVES)
     out_row = (head * windows + window).to(tl.int64)
-    mask = (window < windows)[:, None] & (query < QUERIES)[None, :]
+    mask = valid[:, None] & (query < QUERIES)[None, :]
     tl.store(out_ptr + out_row[:, None] * QUERIES + query[None, :], raised_log(total) + top[None, :], mask=mask)
 
 
 @triton.jit
 def masked_bias_gradient_kernel(
     bias_ptr, rows_ptr, regions_ptr, mask_ptr, masked_bias_ptr, ds_ptr, d_bias_ptr,
-    windows, region_windows, mask_windows, period, tiles, units, units_each,
+    windows, region_windows, mask_windows, period, across, units, units_each,
     HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HALVES: tl.constexpr,
     BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
@@ -123,19 +152,18 @@ def masked_bias_gradient_kernel(
     d_bias = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
     first = tl.program_id(1) * units_each
     for unit in range(first, tl.minimum(first + units_each, units)):
-        kind = unit // tiles
-        window = kind + period * ((unit % tiles) * BLOCK_W + tl.arange(0, BLOCK_W))
+        kind, window, valid = windows_of_unit(unit, windows, period, across, BLOCK_W)
         _, region_ptr, window_mask_ptr = window_tables(
             kind, None, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
         )
         top = largest_bias(head_bias_ptr, window_mask_ptr, query, QUERIES, KEYS, BLOCK_N)
         table = exponentials(head_bias_ptr, window_mask_ptr, region_ptr, query, place, top, QUERIES, KEYS)
         row = (head * windows + window).to(tl.int64)[:, None] * QUERIES + query[None, :]
-        mask = (window < windows)[:, None] & (query < QUERIES)[None, :]
+        mask = valid[:, None] & (query < QUERIES)[None, :]
         masked_bias = tl.load(masked_bias_ptr + row, mask=mask, other=0.0)
         ds = tl.load(ds_ptr + row, mask=mask, other=0.0)
         part = tl.where(ds == 0.0, 0.0, ds * lowered_exp(top[None, :] - masked_bias))
-        indicators = tl.trans(load_is_masked(rows_ptr, window, place, windows, KEYS))
+        indicators = tl.trans(load_is_masked(rows_ptr, window, valid, place, KEYS))
         d_bias += table * dot_of_indicators(indicators, part, HALVES)
     d_bias_ptr += (tl.program_id(1) * HEADS + head).to(tl.int64) * (KEYS * QUERIES)
     pair = place[:, None] * QUERIES + query[None, :]

@@ -1,0 +1,62 @@
+"""What the Triton backend starts for an image far too large to be run here: tensors have shapes, and no memory."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton_on_ptxsim import in_place_of_launch
+
+from masked_swin.kernels import triton_block, triton_embedding
+from masked_swin.kernels.swin_block import MODES
+
+SIDE, CHANNELS, HEADS = 4096, 60, 6
+GRID_LIMITS = 2**31 - 1, 65535, 65535  # of CUDA
+
+
+class Grids:
+    def __init__(self):
+        self.found = []
+
+    def launch(self, kernel, grid, *arguments, num_warps, **constants):
+        self.found.append((kernel.fn.__name__, grid))
+
+
+def starts(run):
+    """Names and grids of the kernels that `run` starts. Reading a value from a device would be an error here."""
+    with in_place_of_launch(Grids()) as grids, FakeTensorMode(), torch.device("cuda"):
+        run()
+    return grids.found
+
+
+def check(found):
+    assert found
+    assert [start for start in found if any(map(int.__gt__, start[1], GRID_LIMITS))] == []
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_block(mode):
+    if mode == "visible":
+        pytest.skip("left to the composed block")
+
+    def run():
+        c, h = CHANNELS, 2 * CHANNELS
+        shapes = [c, c, (3 * c, c), 3 * c, (225, HEADS), (c, c), c, c, c, (h, c), h, (c, h), c]
+        weights = [torch.empty(shape) for shape in shapes]
+        x, token = torch.empty(1, SIDE, SIDE, c), torch.empty(c) if mode == "token" else None
+        keep = None if mode is None else torch.empty(1, SIDE * SIDE, dtype=torch.bool)
+        sizes = (8, 8, 4, 4, MODES.index(mode or "zero"))
+        inputs = (x, weights, token, keep, torch.empty(2, 1), *sizes, torch.bfloat16)
+        assert triton_block.forward(*inputs).shape == x.shape
+        assert [grad.shape for grad in triton_block.backward(x, *inputs)[:14]] == [x.shape, *(w.shape for w in weights)]
+
+    check(starts(run))
+
+
+def test_embedding():
+    def run():
+        image, mean, weight = torch.empty(1, 3, SIDE, SIDE), torch.empty(3), torch.empty(CHANNELS, 3, 1, 1)
+        vectors = [torch.empty(CHANNELS) for _ in range(3)]
+        inputs = (image, None, mean, weight, *vectors, SIDE, SIDE, 1.0, -0.1, True)
+        out = triton_embedding.forward(*inputs)
+        triton_embedding.backward(out, *inputs)
+
+    check(starts(run))
