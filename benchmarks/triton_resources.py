@@ -4,16 +4,20 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton_on_ptxsim import Compiler, Launch, in_place_of_launch
+from triton_on_ptxsim import SM_80, Compiler, Launch, in_place_of_launch
+
+from masked_swin.kernels import tuning
 
 TARGETS = [
-    GPUTarget("cuda", 80, 32),
+    SM_80,
     GPUTarget("cuda", 90, 32),
     GPUTarget("cuda", 100, 32),
     GPUTarget("hip", "gfx942", 64),
@@ -42,6 +46,16 @@ class Counted(NamedTuple):
     windows: float  # that the whole grid works on
     activations: set[str]  # names of arguments; of views of one tensor, which count as one, the first
     useful_flops: float = 0.0  # of matrix products, by the whole grid
+
+
+@contextmanager
+def tiles_of(target: GPUTarget) -> Iterator[None]:
+    """Within, kernels get the tile sides that the package has for a target, whatever this machine is."""
+    architecture = f"sm_{target.arch}" if target.backend == "cuda" else target.arch
+    tuning._entries.cache_clear()
+    with mock.patch.multiple(tuning, architecture=lambda: architecture, user_table=lambda: Path("none")):
+        yield
+    tuning._entries.cache_clear()
 
 
 def resources(launch: Launch, target: GPUTarget) -> tuple[int, int]:
@@ -80,7 +94,7 @@ def compiled_table(cases: list[Compiled]) -> list[str]:
     for case in cases:
         cells: dict[str, list[str]] = {}
         for target in TARGETS:
-            with in_place_of_launch(Compiler(target)) as compiler:
+            with tiles_of(target), in_place_of_launch(Compiler(target)) as compiler:
                 case.start()
             times: Counter[str] = Counter()
             for launch in compiler.launches:

@@ -6,6 +6,7 @@ shapes, and what a mask leaves visible only the kernels read.
 """
 
 import math
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ BIAS_PARTS, BIAS_PART_ELEMENTS = 256, 2**23
 MASKED_BIAS_PARTS = 32
 LOG2E = math.log2(math.e)
 WINDOWS_EACH = 4  # windows of a program of the forward kernel
+MOST_PROGRAMS = 65535  # along the second axis of a grid
 
 
 class Attention(NamedTuple):
@@ -148,7 +150,7 @@ def prepare(
         triton_launch.launch(
             masked_bias_kernel,
             (heads * kinds.units, -(-queries // tile)),
-            *(*call.bias_pointers, masked_bias, *call.scalars[:3], kinds.period, kinds.across),
+            *(*call.bias_pointers, masked_bias, *call.scalars[:3], *kinds.scalars),
             **call.bias_constants,
             BLOCK_W=kinds.block,
             BLOCK_N=min(64, tile_side(keys)),
@@ -158,10 +160,9 @@ def prepare(
 
 
 class _Kinds(NamedTuple):
-    """Windows with the same regions and window mask, see `triton_masked.windows_of_unit`."""
+    """Windows with the same regions and window mask, in units of some windows."""
 
-    period: int
-    across: int | None
+    scalars: tuple[int | None, ...]  # of `triton_masked.windows_of_unit`
     block: int  # windows of a unit
     units: int
 
@@ -172,11 +173,13 @@ def _kinds(call: Attention) -> _Kinds:
     images = call.windows // period
     if regions is None or window_mask is not None or regions.dim() == 2:
         block = min(64, tile_side(images))
-        return _Kinds(period, None, block, period * -(-images // block))
+        tiles = -(-images // block)
+        return _Kinds((period, tiles, None, None, None, None), block, period * tiles)
     down, across = regions.shape[:2]
     block = min(64, tile_side(call.windows // 64))  # small batches: enough programs rather than large ones
-    counts = [images * rows * columns for rows in (down - 1, 1) for columns in (across - 1, 1)]
-    return _Kinds(period, across, block, sum(-(-count // block) for count in counts))
+    counts = [images * count for count in ((down - 1) * (across - 1), across - 1, down - 1, 1)]
+    first = list(accumulate(-(-count // block) for count in counts))
+    return _Kinds((period, None, across, *first[:3]), block, first[3])
 
 
 def _tiles(call: Attention, kernel: Any) -> dict[str, int]:
@@ -226,7 +229,7 @@ def run_forward(call: Attention, out: Tensor, stats: Tensor | None = None) -> No
     programs = -(-call.windows // WINDOWS_EACH)
     triton_launch.launch(
         forward_kernel,
-        (heads * programs,),
+        (heads, min(programs, MOST_PROGRAMS), -(-programs // MOST_PROGRAMS)),
         *(*call.pointers, *call.scalars, out, stats, elements // (heads * call.head_dim), WINDOWS_EACH),
         **call.constants,
         OUT_STRIDE=stride,
@@ -290,7 +293,7 @@ def run_backward(
             masked_bias_gradient_kernel,
             (heads, masked_parts, -(-keys // side_n) * -(-queries // side_t)),
             *(*call.bias_pointers, masked_bias, masked_ds, d_bias[parts:], *call.scalars[:3]),
-            *(kinds.period, kinds.across, kinds.units, units_each),
+            *(*kinds.scalars, kinds.units, units_each),
             **call.bias_constants,
             BLOCK_W=kinds.block,
             BLOCK_N=side_n,

@@ -37,7 +37,7 @@ def forward_kernel(
     ONLY_VISIBLE: tl.constexpr = COMPACT_Q and masked_ptr is None
     EXCLUDE: tl.constexpr = offsets_ptr is not None and masked_ptr is None
     ONE_TILE: tl.constexpr = offsets_ptr is None and KEYS <= BLOCK_S and QUERIES <= BLOCK_T
-    head = tl.program_id(0) % HEADS
+    head = tl.program_id(0)
     column = head * HEAD_STRIDE
     head_rows = head.to(tl.int64) * out_rows
     head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
@@ -48,7 +48,7 @@ def forward_kernel(
         key, query = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_T)
         bias = load_bias(head_bias_ptr, query, query < QUERIES, key, key < KEYS, QUERIES)
 
-    first_window = tl.program_id(0) // HEADS * windows_each
+    first_window = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * windows_each
     for step in range(0, tl.minimum(windows_each, windows - first_window)):
         window = first_window + step
         key_first, key_count = window_rows(window, offsets_ptr, KEYS)

@@ -78,46 +78,43 @@ def dot_of_indicators(indicators, values, HALVES: tl.constexpr):
 
 
 @triton.jit
-def windows_of_unit(unit, windows, period, across, BLOCK_W: tl.constexpr):
+def windows_of_unit(unit, windows, period, tiles, across, last_row, last_column, corner, BLOCK_W: tl.constexpr):
     """The first window of a kind, some windows of that kind, and which of these exist.
 
-    Kinds come back every `period` windows. Without `across` all windows of a period differ; else they are a grid, so
-    many across, and only those of the last row and of the last column are not like the others.
+    Kinds come back every `period` windows. Without `across` all windows of a period differ, and have `tiles` units
+    each. Else they are a grid, so many across, and only those of the last row, of the last column and of the corner are
+    not like the others; these are the numbers of their first units.
     """
     number = tl.arange(0, BLOCK_W)
     if across is None:
-        tiles = tl.cdiv(windows // period, BLOCK_W)
         kind = unit // tiles
         window = kind + period * ((unit % tiles) * BLOCK_W + number)
-        valid = window < windows
     else:
-        images, down = windows // period, period // across
-        last_row = tl.cdiv(images * (down - 1) * (across - 1), BLOCK_W)  # the first unit of each kind
-        last_column = last_row + tl.cdiv(images * (across - 1), BLOCK_W)
-        corner = last_column + tl.cdiv(images * (down - 1), BLOCK_W)
-        in_column, in_corner = unit >= last_column, unit >= corner
-        in_row = ((unit >= last_row) & (unit < last_column)) | in_corner
-        first = tl.where(in_corner, corner, tl.where(in_column, last_column, tl.where(in_row, last_row, 0)))
+        down = period // across
+        in_column = unit >= last_column
+        in_row = ((unit >= last_row) & (unit < last_column)) | (unit >= corner)
+        first = tl.where(unit >= corner, corner, tl.where(in_column, last_column, tl.where(in_row, last_row, 0)))
         height, width = tl.where(in_row, 1, down - 1), tl.where(in_column, 1, across - 1)
         kind = tl.where(in_row, (down - 1) * across, 0) + tl.where(in_column, across - 1, 0)
         number += (unit - first) * BLOCK_W
-        image, of_image = number // (height * width), number % (height * width)
-        window = image * period + kind + of_image // width * across + of_image % width
-        valid = image < images
-    return kind, window, valid
+        of_image = number % (height * width)
+        window = number // (height * width) * period + kind + of_image // width * across + of_image % width
+    return kind, window, window < windows
 
 
 @triton.jit
 def masked_bias_kernel(
     bias_ptr, rows_ptr, regions_ptr, mask_ptr, out_ptr,
-    windows, region_windows, mask_windows, period, across,
+    windows, region_windows, mask_windows, period, tiles, across, last_row, last_column, corner,
     HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HALVES: tl.constexpr,
     BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """(heads, windows, queries): the bias of the masked key, -inf where none is masked."""
     head = tl.program_id(0) % HEADS
     query = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    kind, window, valid = windows_of_unit(tl.program_id(0) // HEADS, windows, period, across, BLOCK_W)
+    kind, window, valid = windows_of_unit(
+        tl.program_id(0) // HEADS, windows, period, tiles, across, last_row, last_column, corner, BLOCK_W
+    )
     head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
     _, region_ptr, window_mask_ptr = window_tables(
         kind, None, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
@@ -136,7 +133,7 @@ def masked_bias_kernel(
 @triton.jit
 def masked_bias_gradient_kernel(
     bias_ptr, rows_ptr, regions_ptr, mask_ptr, masked_bias_ptr, ds_ptr, d_bias_ptr,
-    windows, region_windows, mask_windows, period, across, units, units_each,
+    windows, region_windows, mask_windows, period, tiles, across, last_row, last_column, corner, units, units_each,
     HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HALVES: tl.constexpr,
     BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
@@ -152,7 +149,9 @@ def masked_bias_gradient_kernel(
     d_bias = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
     first = tl.program_id(1) * units_each
     for unit in range(first, tl.minimum(first + units_each, units)):
-        kind, window, valid = windows_of_unit(unit, windows, period, across, BLOCK_W)
+        kind, window, valid = windows_of_unit(
+            unit, windows, period, tiles, across, last_row, last_column, corner, BLOCK_W
+        )
         _, region_ptr, window_mask_ptr = window_tables(
             kind, None, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
         )

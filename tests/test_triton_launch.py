@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_on_ptxsim import in_place_of_launch
 
-from masked_swin.kernels import triton_block, triton_embedding
+from masked_swin.kernels import triton_backend, triton_block, triton_embedding, window_attention
 from masked_swin.kernels.swin_block import MODES
 
 SIDE, CHANNELS, HEADS = 4096, 60, 6
@@ -60,3 +60,16 @@ def test_embedding():
         triton_embedding.backward(out, *inputs)
 
     check(starts(run))
+
+
+def more_programs_than_an_axis_takes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_backend, "MOST_PROGRAMS", 2)
+        q, k, v = torch.randn(3, 19, 4, 2, 4).unbind()
+        bias = torch.randn(2, 4, 4)
+        ours, wanted = (window_attention(q, k, v, bias, scale=0.5, backend=name) for name in ("triton", "reference"))
+        torch.testing.assert_close(ours, wanted)
+
+
+def test_more_programs_than_an_axis_takes(interpreted):
+    interpreted(more_programs_than_an_axis_takes)
