@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 from triton_model import DEVICES, Model
 
-from masked_swin.kernels import autotune, tuning
+from masked_swin.kernels import autotune, triton_launch, tuning
 from masked_swin.kernels.triton_embedding import embedding_kernel
 
 RULE = {"BLOCK_R": 64, "num_warps": 4}
@@ -168,6 +168,18 @@ def test_a_candidate_is_timed_and_refused_if_it_cannot_be_compiled_or_is_wrong(m
         assert autotune.time_on_device(embed, key, {key: {"BLOCK_R": 3, "num_warps": 1}}) == float("inf")
         inputs = iter([1.0, float("nan")])
         assert autotune.time_on_device(lambda: embed(next(inputs)), key, {}) == float("inf")
+
+
+def test_a_kernel_that_adds_to_its_output_is_timed_too(monkeypatch):
+    def run():
+        total = torch.zeros(4)
+        chosen()
+        triton_launch.launch(embedding_kernel, (1,), total[1:], **RULE)
+        return [total]
+
+    monkeypatch.setattr(triton_launch, "launch", lambda kernel, grid, total, **_: total.add_(1))
+    monkeypatch.setattr("triton.testing.do_bench", lambda start, **_: [start() for _ in range(3)] and 7.0)
+    assert autotune.time_on_device(run, KEY, {KEY: RULE}) == 7.0
 
 
 def test_model_is_of_one_kernel_on_one_device():
