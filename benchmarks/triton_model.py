@@ -6,8 +6,9 @@
 A MODEL, never a time. ptxsim runs a sample of a kernel's programs, compiled for sm_80; their bytes, matrix FLOPs,
 instructions and shared-memory accesses are divided by what a device can do at best, the largest of the four counts.
 Registers and shared memory of the kernel compiled for the device say how many warps are resident; with fewer than hide
-the latency of arithmetic, it takes longer in proportion. What spills is refused. Caches are left out, and all that
-sm_80's instructions do not show of other devices.
+the latency of arithmetic, it takes longer in proportion. What spills is refused, and so is what has more matrix FLOPs
+or asks for more sectors than the rule: how much a device minds these, a model without caches does not know. Nor does it
+know what sm_80's instructions do not show of other devices.
 """
 
 import argparse
@@ -56,6 +57,8 @@ DEVICES = {
     "sm_80": Device("A100 SXM 80GB", SM_80, 108, 1.41, 2039, 312, 4, 65536, 164 << 10, 64),
     # NVIDIA H100 Tensor Core GPU Architecture (white paper); the clock is that of its matrix peak
     "sm_90": Device("H100 SXM", GPUTarget("cuda", 90, 32), 132, 1.83, 3350, 989.4, 4, 65536, 228 << 10, 64),
+    # As the driver of a B200 tells (pytorch/ao, pull request 4002); matrix peak of the HGX B200 data sheet
+    "sm_100": Device("B200", GPUTarget("cuda", 100, 32), 148, 1.86, 7672, 2250, 4, 65536, 228 << 10, 64),
     # AMD CDNA 3 white paper, Instinct MI300X data sheet: a wave of 64 lanes issues in one clock
     "gfx942": Device("MI300X", GPUTarget("hip", "gfx942", 64), 304, 2.1, 5300, 1307.4, 2, 131072, 64 << 10, 32),
 }
@@ -63,6 +66,7 @@ LATENCY = 4  # clocks until arithmetic can go on: so many warps hide it, for eac
 SAMPLE = 16  # programs of a grid that are run
 BATCH = 8  # images: counts are in proportion to them, so that a full device is modelled
 LEAST_GAIN = 0.1  # of the modelled cost: less is not worth leaving the rule for
+MORE = 1.1  # times the matrix FLOPs or sectors of the rule: more is refused
 
 
 class Model:
@@ -72,6 +76,8 @@ class Model:
         self.device = device
         self.key = ""
         self.milliseconds = 0.0
+        self.work = [0.0, 0.0]  # matrix FLOPs, and sectors asked for
+        self.work_by_rule: dict[str, list[float]] = {}
         self.samples: dict[str, tuple[Stats, list[int]]] = {}  # of other devices, too
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
@@ -88,6 +94,9 @@ class Model:
             arguments_run = [given[int(argument.name.split()[1])] for argument in stats.arguments]
             self.samples[key] = stats, [tensor.untyped_storage().nbytes() for tensor in arguments_run]
         stats, sizes = self.samples[key]
+        scale = stats.ctas_total / stats.ctas_run
+        self.work[0] += scale * stats.mma_flops
+        self.work[1] += scale * sum(a.requested_read + a.requested_written for a in stats.arguments)
         compiled = compile_kernel(kernel, arguments, num_warps, constants, self.device.target)
         registers, spills = resources(Launch(self.key, [], compiled, None), self.device.target)
         if spills:
@@ -122,11 +131,14 @@ class Model:
 
     def measure(self, run: autotune.Run, key: str, tiles: dict[str, Tiles]) -> float:
         """As `autotune.time_on_device`."""
-        self.key, self.milliseconds = key, 0.0
+        self.key, self.milliseconds, self.work = key, 0.0, [0.0, 0.0]
         try:
             with tuning.trying(tiles):
                 run()
         except (triton.CompilationError, AssertionError, RuntimeError, ValueError):  # no such tile
+            return float("inf")
+        by_rule = self.work_by_rule.setdefault(key, self.work)  # a search begins with the rule
+        if any(ours > MORE * limit for ours, limit in zip(self.work, by_rule, strict=True)):
             return float("inf")
         return self.milliseconds
 
