@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from triton_on_ptxsim import Emulator, in_place_of_launch
 from triton_resources import Compiled, Counted
 
-from masked_swin.kernels import VisibleTokens, Windows, pixel_embedding, token_mask
+from masked_swin.kernels import EmbeddingWeights, VisibleTokens, Windows, pixel_embedding, token_mask
 
 TITLE = "Masks, plan and embedding"
 BATCH, WINDOWS = 64, Windows(64, 64, (8, 8), (4, 4))
@@ -40,12 +40,13 @@ def embed(batch: int, windows: Windows, channels: int) -> None:
     out = pixel_embedding(
         torch.rand(batch, 3, *size),
         size,
-        torch.rand(batch, *size) < 0.85,
+        masked=torch.rand(batch, *size) < 0.85,
         mean=torch.rand(3),
         image_range=1.0,
         mask_value=-0.1,
-        weights=(weights[0], weights[1], weights[2], weights[3]),
-    )
+        weights=EmbeddingWeights(*weights),
+        backend="triton",
+    ).features
     torch.autograd.grad(out, weights, torch.rand(out.shape))
 
 

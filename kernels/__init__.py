@@ -4,7 +4,7 @@ from .backends import backend_report
 from .convolution import convolution
 from .geometry import Windows, relative_position_bias, relative_position_index, shift_mask
 from .native import CPU_LIBRARY
-from .pixel_embedding import fuses_pixel_embedding, pixel_embedding
+from .pixel_embedding import Embedding, EmbeddingWeights, pixel_embedding
 from .swin_block import SwinBlockWeights, swin_block
 from .token_mask import percent_range, sample_uniform, token_mask
 from .visible import VisibleTokens
@@ -12,12 +12,13 @@ from .window_attention import window_attention
 
 __all__ = [
     "CPU_LIBRARY",
+    "Embedding",
+    "EmbeddingWeights",
     "SwinBlockWeights",
     "VisibleTokens",
     "Windows",
     "backend_report",
     "convolution",
-    "fuses_pixel_embedding",
     "percent_range",
     "pixel_embedding",
     "relative_position_bias",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import triton_launch, tuning
 from .geometry import Windows
-from .pixel_embedding import MAX_CHANNELS, pixel_embedding
+from .pixel_embedding import MAX_CHANNELS, EmbeddingWeights, pixel_embedding
 from .swin_block import SwinBlockWeights, swin_block
 from .tuning import Tiles
 from .visible import VisibleTokens
@@ -164,12 +164,13 @@ def workloads(
         out = pixel_embedding(
             image,
             (size, size),
-            ~keep.view(batch, size, size),
+            masked=~keep.view(batch, size, size),
             mean=torch.zeros(3, device=device),
             image_range=1.0,
             mask_value=-0.1,
-            weights=(embedding[0], embedding[1], embedding[2], embedding[3]),
-        )
+            weights=EmbeddingWeights(*embedding),
+            backend="triton",
+        ).features
         return [out, *torch.autograd.grad(out, embedding, grad)]
 
     yield "embedding of pixels", embed

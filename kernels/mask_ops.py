@@ -1,32 +1,15 @@
 """The operators of random masks and of plans, which have no gradient; contracts are in token_mask.py and visible.py."""
 
-from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import register_fake
 
-TRITON_INSTALLED = find_spec("triton") is not None
+from .ops import define, implement_in_triton
 
 _KEY = "Tensor seed, Tensor draw, Tensor sample"
 _SHARE = "int heads, int low, int high, bool ratio_per_sample"
 _GEOMETRY = "SymInt height, SymInt width, int window_height, int window_width, int shift_height, int shift_width"
-
-
-def _define(name: str, schema: str, fake: Callable[..., Any], triton_module: str | None = None) -> None:
-    """Register an operator; that of Triton is the function `name` of a module, imported when it is first used."""
-    operator = f"masked_swin::{name}" + ("_cpu" if triton_module is None else "_triton")
-    torch.library.define(operator, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    register_fake(operator)(fake)
-    if triton_module is not None:
-
-        def run(*inputs: Any) -> Any:
-            return getattr(import_module(triton_module, __package__), name)(*inputs)
-
-        torch.library.impl(operator, ("cuda", "cpu"), run)  # the CPU for Triton's interpreter
 
 
 def _mask_fake(seed, draw, sample, tokens, heads, *share):  # type: ignore
@@ -52,12 +35,14 @@ def _visible_fake(keep, height, width, window_height, window_width, shift_height
     )
 
 
-for _module in (None, ".triton_mask"):
-    _define("token_mask", f"({_KEY}, SymInt tokens, {_SHARE}) -> Tensor", _mask_fake, _module)
-_define("exact_token_mask", f"({_KEY}, {_GEOMETRY}, {_SHARE}) -> Tensor", _exact_mask_fake, ".triton_mask")
-_define(
-    "visible_tokens",
+for _backend in ("cpu", "triton"):
+    define(f"token_mask_{_backend}", f"({_KEY}, SymInt tokens, {_SHARE}) -> Tensor", _mask_fake)
+define("exact_token_mask_triton", f"({_KEY}, {_GEOMETRY}, {_SHARE}) -> Tensor", _exact_mask_fake)
+define(
+    "visible_tokens_triton",
     f"(Tensor keep, {_GEOMETRY}) -> (Tensor index, Tensor position, Tensor offsets, Tensor kept, Tensor regions)",
     _visible_fake,
-    ".triton_visible",
 )
+implement_in_triton("token_mask_triton", "triton_mask.token_mask")
+implement_in_triton("exact_token_mask_triton", "triton_mask.exact_token_mask")
+implement_in_triton("visible_tokens_triton", "triton_visible.visible_tokens")

@@ -6,7 +6,6 @@ functions, in the files of their names.
 
 from collections.abc import Callable
 from importlib import import_module
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,11 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 NATIVE_BACKENDS: dict[str, tuple[tuple[str, ...], torch.dtype | None]] = {
     "cpu": (("window_attention", "swin_block", "convolution"), torch.float32),
     "triton": (("window_attention", "swin_block", "pixel_embedding"), None),
+}
+_TRITON_MODULES = {
+    "window_attention": "triton_backend",
+    "swin_block": "triton_block",
+    "pixel_embedding": "triton_embedding",
 }
 
 _ATTENTION = (
@@ -126,12 +130,28 @@ _OPERATORS["swin_block_triton"] = _OPERATORS["swin_block"]._replace(
 )
 
 
+def define(operator: str, schema: str, fake: Callable[..., Any]) -> None:
+    """Make masked_swin::operator known, with the function that makes its results' shapes."""
+    torch.library.define(f"masked_swin::{operator}", schema, tags=(torch.Tag.pt2_compliant_tag,))
+    register_fake(f"masked_swin::{operator}")(fake)
+
+
+def implement_in_triton(operator: str, function: str) -> None:
+    """Compute masked_swin::operator by a "module.function" of this package, which is imported when it is first used."""
+    module, _, name = function.partition(".")
+
+    def run(*inputs: Any) -> Any:
+        return getattr(import_module(f".{module}", __package__), name)(*inputs)
+
+    torch.library.impl(f"masked_swin::{operator}", ("cuda", "cpu"), run)  # the CPU for Triton's interpreter
+
+
 def _register(name: str, operator: _Operator, backend: str, autocast: torch.dtype | None) -> None:
-    forward, backward = f"masked_swin::{name}_{backend}", f"masked_swin::{name}_{backend}_backward"
-    tags = (torch.Tag.pt2_compliant_tag,)
-    torch.library.define(forward, f"({operator.arguments}) -> Tensor", tags=tags)
-    torch.library.define(backward, f"(Tensor grad_out, {operator.arguments}) -> {operator.backward_result}", tags=tags)
-    run_backward = getattr(torch.ops.masked_swin, f"{name}_{backend}_backward")
+    forward, backward = f"{name}_{backend}", f"{name}_{backend}_backward"
+    define(forward, f"({operator.arguments}) -> Tensor", operator.fake)
+    backward_schema = f"(Tensor grad_out, {operator.arguments}) -> {operator.backward_result}"
+    define(backward, backward_schema, operator.backward_fake)
+    run_backward = getattr(torch.ops.masked_swin, backward)
 
     # Inputs may be lists of tensors, which save_for_backward does not take.
     def save(ctx, inputs, output):  # type: ignore
@@ -150,31 +170,15 @@ def _register(name: str, operator: _Operator, backend: str, autocast: torch.dtyp
             "pass backend='reference' to differentiate twice"
         )
 
-    register_fake(forward)(operator.fake)
-    register_fake(backward)(operator.backward_fake)
-    register_autograd(forward, gradient, setup_context=save)
-    register_autograd(backward, refuse, setup_context=lambda ctx, inputs, output: None)
+    register_autograd(f"masked_swin::{forward}", gradient, setup_context=save)
+    register_autograd(f"masked_swin::{backward}", refuse, setup_context=lambda ctx, inputs, output: None)
     if autocast is not None:
-        register_autocast(forward, "cpu", autocast)
-
-
-def _implement_in_triton() -> None:
-    """Triton is imported when it is first used; the CPU is there for its interpreter."""
-    modules = {
-        "window_attention": ".triton_backend",
-        "swin_block": ".triton_block",
-        "pixel_embedding": ".triton_embedding",
-    }
-    for name, step in product(modules, ("forward", "backward")):
-
-        def run(*inputs, name=name, step=step):  # type: ignore[no-untyped-def]
-            return getattr(import_module(modules[name], __package__), step)(*inputs)
-
-        operator = f"masked_swin::{name}_triton" + ("" if step == "forward" else "_backward")
-        torch.library.impl(operator, ("cuda", "cpu"), run)
+        register_autocast(f"masked_swin::{forward}", "cpu", autocast)
+    if backend == "triton":
+        implement_in_triton(forward, f"{_TRITON_MODULES[name]}.forward")
+        implement_in_triton(backward, f"{_TRITON_MODULES[name]}.backward")
 
 
 for _backend, (_names, _autocast) in NATIVE_BACKENDS.items():
     for _name in _names:
         _register(_name, _OPERATORS.get(f"{_name}_{_backend}", _OPERATORS[_name]), _backend, _autocast)
-_implement_in_triton()

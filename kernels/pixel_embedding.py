@@ -1,36 +1,61 @@
-"""The embedding of pixels in one kernel: input mask, reflection to whole windows, 1x1 convolution and LayerNorm."""
+"""The embedding of pixels: input mask, reflection to whole windows, convolution and LayerNorm, image to features."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .mask_ops import TRITON_INSTALLED
+from .backends import REGISTRY, Backend, choose, triton_cannot_take, triton_unavailable
+from .convolution import convolution
 
-MAX_IMAGE_CHANNELS, MAX_CHANNELS = 4, 256
+EPSILON = 1e-5
+MAX_IMAGE_CHANNELS, MAX_CHANNELS = 4, 256  # of the Triton kernel
 
 
-def fuses_pixel_embedding(image: Tensor, channels: int, backend: str | None) -> bool:
-    """Whether `pixel_embedding` can run: on a device of the "triton" backend, unless another one is asked for."""
-    return (
-        backend in (None, "triton")
-        and TRITON_INSTALLED
-        and image.device.type == "cuda"
-        and image.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and image.shape[1] <= MAX_IMAGE_CHANNELS
-        and channels <= MAX_CHANNELS
-    )
+class EmbeddingWeights(NamedTuple):
+    """Parameters in torch.nn's layouts; I image channels, C features."""
+
+    weight: Tensor  # (C, I, k, k) of the convolution
+    bias: Tensor  # (C,)
+    norm_weight: Tensor  # (C,)
+    norm_bias: Tensor  # (C,)
+
+
+class EmbeddingInputs(NamedTuple):
+    """What a backend is asked to compute."""
+
+    image: Tensor
+    size: tuple[int, int]
+    masked: Tensor | None
+    mean: Tensor
+    image_range: float
+    mask_value: float
+    weights: EmbeddingWeights
+    residuals: bool
+
+
+class Embedding(NamedTuple):
+    """The features, and what the global residuals of a network add to."""
+
+    features: Tensor  # (B, H, W, C)
+    image: Tensor | None = None  # (B, I, H, W) as the convolution gets it
+    convolved: Tensor | None = None  # (B, H, W, C), before LayerNorm
 
 
 def pixel_embedding(
     image: Tensor,
     size: tuple[int, int],
-    masked: Tensor | None,
     *,
+    masked: Tensor | None = None,
     mean: Tensor,
     image_range: float,
     mask_value: float,
-    weights: tuple[Tensor, Tensor, Tensor, Tensor],
-) -> Tensor:
-    """LayerNorm(conv(range * (pad(mask(image)) - mean))) of images (B, I, h, w), as (B, *size, C).
+    weights: EmbeddingWeights,
+    residuals: bool = False,
+    backend: str | None = None,
+) -> Embedding:
+    """LayerNorm(conv(range * (pad(mask(image)) - mean))) of images (B, I, h, w), with zero padding in the convolution.
 
     Args:
         image: reflected at the right and bottom up to `size`; masked pixels are not read.
@@ -39,11 +64,55 @@ def pixel_embedding(
             it. None = nothing is masked.
         mean: (I,), subtracted.
         image_range: factor of the difference.
-        weights: of the convolution (C, I, 1, 1) and its bias (C,), of LayerNorm and its bias (C,).
+        weights: of the convolution and of LayerNorm (epsilon 1e-5).
+        residuals: ask for the image and the convolution's output, too.
+        backend: "triton" (features at once, of a 1x1 convolution; sums are float32, and its products under autocast,
+            too), "reference" (PyTorch's operators), or None for the first that can run.
 
-    Returns:
-        dtype of the weights; sums are float32. The convolution is not done in the autocast dtype.
+    Raises:
+        ValueError: if the backend cannot run.
     """
-    return torch.ops.masked_swin.pixel_embedding_triton(
+    inputs = EmbeddingInputs(image, size, masked, mean, image_range, mask_value, weights, residuals)
+    embedding: Embedding = choose("pixel_embedding", inputs, backend).run(inputs)
+    return embedding
+
+
+def _reference(inputs: EmbeddingInputs) -> Embedding:
+    image, (height, width), masked, mean, image_range, mask_value, weights, residuals = inputs
+    rows, columns = image.shape[-2:]
+    if masked is not None:
+        # Cropped before the padding: a reflected copy of a masked pixel must not give it away.
+        image = image.masked_fill(masked[:, None, :rows, :columns], mask_value)
+    if (rows, columns) != (height, width):
+        image = F.pad(image, (0, width - columns, 0, height - rows), mode="reflect")
+    image = (image - mean.view(-1, 1, 1)) * image_range
+    channels_last = image.permute(0, 2, 3, 1).contiguous()
+    convolved = convolution(channels_last, weights.weight, weights.bias, backend="reference")
+    features = F.layer_norm(convolved, convolved.shape[-1:], weights.norm_weight, weights.norm_bias, EPSILON)
+    return Embedding(features, image, convolved) if residuals else Embedding(features)
+
+
+def _triton_why_not(inputs: EmbeddingInputs) -> str | None:
+    channels, image_channels, *kernel = inputs.weights.weight.shape
+    if kernel != [1, 1]:
+        return f"needs a 1x1 convolution, got {tuple(kernel)}"
+    if inputs.residuals:
+        return "residuals need the image and its convolution, and this kernel makes features only"
+    if image_channels > MAX_IMAGE_CHANNELS or channels > MAX_CHANNELS:
+        fit = f"at most {MAX_IMAGE_CHANNELS} and {MAX_CHANNELS} fit"
+        return f"the convolution has {image_channels} and {channels} channels, {fit}"
+    return triton_cannot_take(inputs.image)
+
+
+def _run_triton(inputs: EmbeddingInputs) -> Embedding:
+    image, size, masked, mean, image_range, mask_value, weights, _ = inputs
+    features: Tensor = torch.ops.masked_swin.pixel_embedding_triton(
         image, masked, mean, *weights, *size, image_range, mask_value, image.requires_grad
     )
+    return Embedding(features)
+
+
+REGISTRY["pixel_embedding"] += [
+    Backend("triton", _run_triton, _triton_why_not, triton_unavailable),
+    Backend("reference", _reference, lambda inputs: None),
+]

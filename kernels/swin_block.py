@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backends import REGISTRY, Backend, choose
+from .backends import REGISTRY, Backend, choose, not_float32, triton_unavailable
 from .geometry import Windows, relative_position_bias, shift_mask, token_order
 from .native import CPU_LIBRARY
 from .reference import keep_per_head
 from .visible import VisibleTokens
-from .window_attention import not_float32, triton_cannot_attend, triton_unavailable, window_attention
+from .window_attention import triton_cannot_attend, window_attention
 
 MODES = ("zero", "token", "drop", "visible")
 EPSILON = 1e-5

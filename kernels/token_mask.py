@@ -8,8 +8,9 @@ output words decides: a token is masked where word < floor(percent * 2^32 / 100)
 import torch
 from torch import Tensor
 
+from . import mask_ops  # noqa: F401  (registers the operators)
+from .backends import TRITON_INSTALLED
 from .geometry import Windows, token_order
-from .mask_ops import TRITON_INSTALLED
 from .native import CPU_LIBRARY
 
 Ratio = float | tuple[float, float]

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import mask_ops  # noqa: F401  (registers the operators)
+from .backends import TRITON_INSTALLED
 from .geometry import Windows, shift_regions, token_order
-from .mask_ops import TRITON_INSTALLED
 
 
 class VisibleTokens:

@@ -1,23 +1,19 @@
 """The public attention operation: contract, checks and the choice of a backend."""
 
-import os
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import ops, reference  # noqa: F401  (ops registers the operators)
-from .backends import REGISTRY, Backend, choose
+from .backends import REGISTRY, Backend, choose, not_float32, triton_cannot_take, triton_unavailable
 from .geometry import relative_position_bias
 from .native import CPU_LIBRARY
 from .visible import VisibleTokens
 
 MAX_HEAD_DIM = 128
 MAX_TRITON_TOKENS = 256  # the backward holds all queries of a window
-TRITON_INSTALLED = find_spec("triton") is not None
-TRITON_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"  # then Triton runs its kernels on CPU tensors
 
 
 class AttentionInputs(NamedTuple):
@@ -153,28 +149,9 @@ def _cpu_why_not(inputs: AttentionInputs) -> str | None:
     return not_float32([inputs.q, inputs.k, inputs.v, inputs.bias, *(inputs.masked or ())])
 
 
-def not_float32(tensors: list[Tensor]) -> str | None:
-    """Why a float32 kernel cannot take these: autocast converts other dtypes, but not float64."""
-    autocast = torch.is_autocast_enabled("cpu")
-    for tensor in tensors:
-        if tensor.dtype == torch.float64 or (tensor.dtype != torch.float32 and not autocast):
-            return f"needs float32, got {tensor.dtype}"
-    return None
-
-
-def triton_unavailable() -> str | None:
-    if not TRITON_INSTALLED:
-        return "the package triton is not installed"
-    if not TRITON_INTERPRETS and not torch.cuda.is_available():
-        return "PyTorch sees no NVIDIA or AMD device here"
-    return None
-
-
 def triton_cannot_attend(tensor: Tensor, visible: VisibleTokens | None, head_dim: int, tokens: int) -> str | None:
-    if tensor.device.type != "cuda" and not TRITON_INTERPRETS:
-        return f"needs a CUDA tensor, got one on {tensor.device}"
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"needs float32, bfloat16 or float16, got {tensor.dtype}"
+    if reason := triton_cannot_take(tensor):
+        return reason
     if visible is not None and visible.heads is not None:
         return "per-head masks are not in this kernel"
     if head_dim > MAX_HEAD_DIM:

@@ -110,12 +110,18 @@ class ResidualGroup(nn.Module):
 
     def __init__(self, config: ModelConfig, group: int, backend: str | None) -> None:
         super().__init__()
+        self.backend = backend
         self.residual_group = SwinLayers(config, group, backend)
         self.conv = residual_conv(config)
 
     def forward(self, x: Tensor, masks: AttentionMasks | None, drop_path_scales: list[Tensor | None]) -> Tensor:
         """x (B, H, W, C); one drop-path scale (2, B), or None, for each layer."""
-        return x + channels_last(self.conv, self.residual_group(x, masks, drop_path_scales))
+        return x + channels_last(self.conv, self.residual_group(x, masks, drop_path_scales), self.backend)
+
+
+def around_blocks(backend: str | None) -> str | None:
+    """What a network's backend, which names that of the blocks, means for the operations around them."""
+    return "reference" if backend == "reference" else None
 
 
 def residual_conv(config: ModelConfig) -> nn.Module:
@@ -132,14 +138,14 @@ def residual_conv(config: ModelConfig) -> nn.Module:
     )
 
 
-def channels_last(module: nn.Module, x: Tensor) -> Tensor:
-    """Apply convolutions, and what lies between them, to (B, H, W, C)."""
+def channels_last(module: nn.Module, x: Tensor, backend: str | None) -> Tensor:
+    """Apply convolutions, and what lies between them, to (B, H, W, C); `backend` is the network's."""
     if isinstance(module, nn.Sequential):
         for layer in module:
-            x = channels_last(layer, x)
+            x = channels_last(layer, x, backend)
         return x
     if isinstance(module, nn.Conv2d):
         assert module.bias is not None
-        return convolution(x, module.weight, module.bias)
+        return convolution(x, module.weight, module.bias, backend=around_blocks(backend))
     y: Tensor = module(x)
     return y

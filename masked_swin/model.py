@@ -1,12 +1,11 @@
 """The masked SwinIR of "Masked Image Training for Generalizable Deep Image Denoising" (arXiv 2303.13132)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masked_swin.config import ModelConfig
-from masked_swin.kernels import fuses_pixel_embedding, pixel_embedding
-from masked_swin.layers import ResidualGroup, channels_last, residual_conv
+from masked_swin.kernels import Embedding, EmbeddingWeights, pixel_embedding
+from masked_swin.layers import ResidualGroup, around_blocks, channels_last, residual_conv
 from masked_swin.masking import (
     AttentionMasks,
     MaskKey,
@@ -27,7 +26,9 @@ class MaskedSwinIR(nn.Module):
 
     Args:
         config: the network; `PRESETS` holds the usual ones.
-        backend: of the kernels; None takes the first that can run, a name insists on it.
+        backend: of the Swin blocks; None takes the first that can run, a name insists on it. Convolutions and the
+            embedding of pixels take the first that can run, but with "reference" that, so that it can be differentiated
+            twice.
     """
 
     mean: Tensor
@@ -101,44 +102,33 @@ class MaskedSwinIR(nn.Module):
         masks = AttentionMasks(config, key, size, origin) if key is not None and masks_attention else None
         drop_path_scales = self._drop_path_scales(key if drops_paths else None, x.dtype)
 
-        # A 3x3 conv_first means SwinIR, with both residuals; the published masked network has neither.
-        residuals = config.conv_first_kernel == 3
-        input_key = key if masks_input else None
-        if not residuals and fuses_pixel_embedding(x, config.embed_dim, self.backend):
-            features = self._embed_at_once(x, size, input_key)
-        else:
-            x, shallow, features = self._embed(x, size, input_key)
+        features, padded, shallow = self._embed(x, size, key if masks_input else None)
         for group, scales in zip(self.layers, drop_path_scales, strict=True):
             features = group(features, masks, scales)
-        deep = channels_last(self.conv_after_body, self.norm(features))
-        out = channels_last(self.conv_last, deep + shallow if residuals else deep).permute(0, 3, 1, 2)
-        out = (x + out if residuals else out) / config.image_range + self.mean
-        return out[..., :height, :width].contiguous()
+        out = channels_last(self.conv_after_body, self.norm(features), self.backend)
+        if shallow is not None:
+            out = out + shallow
+        out = channels_last(self.conv_last, out, self.backend).permute(0, 3, 1, 2)
+        if padded is not None:
+            out = padded + out
+        return (out / config.image_range + self.mean)[..., :height, :width].contiguous()
 
-    def _embed(self, x: Tensor, size: tuple[int, int], key: MaskKey | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The network's input (masked, padded, normalised), its convolution, and the features."""
-        if key is not None:
-            x = mask_input(x, self.config, key)
-        height, width = x.shape[-2:]
-        if size != (height, width):
-            x = F.pad(x, (0, size[1] - width, 0, size[0] - height), mode="reflect")
-        x = (x - self.mean) * self.config.image_range
-        shallow = channels_last(self.conv_first, x.permute(0, 2, 3, 1).contiguous())
-        return x, shallow, self.patch_embed["norm"](shallow)
-
-    def _embed_at_once(self, x: Tensor, size: tuple[int, int], key: MaskKey | None) -> Tensor:
-        """The features alone, in one kernel: what a network without global residuals needs."""
+    def _embed(self, x: Tensor, size: tuple[int, int], key: MaskKey | None) -> Embedding:
+        """The features; for the global residuals also the masked, padded, normalised input, and its convolution."""
         config, norm, bias = self.config, self.patch_embed["norm"], self.conv_first.bias
         assert isinstance(norm, nn.LayerNorm)
         assert bias is not None
         return pixel_embedding(
             x,
             size,
-            None if key is None else input_mask(size, config, key),
+            masked=None if key is None else input_mask(size, config, key),
             mean=self.mean.flatten(),
             image_range=config.image_range,
             mask_value=config.input_mask_value,
-            weights=(self.conv_first.weight, bias, norm.weight, norm.bias),
+            weights=EmbeddingWeights(self.conv_first.weight, bias, norm.weight, norm.bias),
+            # A 3x3 conv_first means SwinIR, with both residuals; the published masked network has neither.
+            residuals=config.conv_first_kernel == 3,
+            backend=around_blocks(self.backend),
         )
 
     def _drop_path_scales(self, key: MaskKey | None, dtype: torch.dtype) -> list[list[Tensor | None]]:

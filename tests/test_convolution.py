@@ -84,6 +84,8 @@ def test_what_it_leaves_to_pytorch(dtype, autocast, kernel):
     x, weight = torch.randn(1, 5, 6, 4, dtype=dtype), torch.randn(3, 4, kernel, kernel, dtype=dtype)
     bias = torch.randn(3, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with pytest.raises(ValueError, match=r"cannot run: cpu: (needs a 3x3|needs float32|under autocast)"):
+            convolution(x, weight, bias, backend="cpu")
         y = convolution(x, weight, bias)
         expected = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=kernel // 2).permute(0, 2, 3, 1)
     assert y.dtype == expected.dtype

@@ -300,6 +300,14 @@ def test_compiles_once_for_all_sizes_in_training() -> None:
             torch.testing.assert_close(compiled(x, key=key), model(x, key=key), rtol=0, atol=1e-5)
 
 
+def test_the_reference_backend_can_be_differentiated_twice() -> None:
+    model = spread(MaskedSwinIR(TINY, backend="reference")).eval()
+    x = torch.rand(1, 3, 8, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(x, key=MaskKey.make(0)).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), x)
+    assert second.abs().min() > 0
+
+
 def test_autocast() -> None:
     model = spread(MaskedSwinIR(TINY)).eval()
     x, key = torch.rand(1, 3, 8, 8), MaskKey.make(0)

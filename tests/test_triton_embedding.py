@@ -1,5 +1,7 @@
 """The embedding of pixels in Triton against PyTorch in float64: interpreted, and compiled for sm_80 and executed."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from attention_cases import assert_small, relative_error
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 from triton_on_ptxsim import on_ptxsim
 
 from masked_swin import MaskedSwinIR, MaskKey, ModelConfig
-from masked_swin.kernels import pixel_embedding
+from masked_swin.kernels import EmbeddingWeights, pixel_embedding
 
 RANGE, MASK_VALUE = 1.3, -0.1
 PADDED = {"image": (13, 18), "size": (16, 24)}
@@ -28,8 +30,9 @@ def composed(image, size, masked, mean, weight, bias, norm_weight, norm_bias):
     return F.layer_norm(features, (len(bias),), norm_weight, norm_bias)
 
 
-def fused(image, size, masked, mean, *weights):
-    return pixel_embedding(image, size, masked, mean=mean, image_range=RANGE, mask_value=MASK_VALUE, weights=weights)
+def fused(image, size, masked, mean, *weights, backend="triton"):
+    options = {"mean": mean, "image_range": RANGE, "mask_value": MASK_VALUE, "backend": backend}
+    return pixel_embedding(image, size, masked=masked, weights=EmbeddingWeights(*weights), **options).features
 
 
 def embedding_errors(dtype, case):
@@ -91,18 +94,46 @@ def test_features_are_written_in_whole_sectors_and_masked_pixels_not_read():
     assert traffic["image_ptr"].unique_read == 3 * 4 * (~masked).sum()
 
 
-def test_network_embeds_the_same_pixels(monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "triton: (PyTorch sees no NVIDIA or AMD device|needs a CUDA tensor)"),
+        ({"backend": "cpu"}, "pixel_embedding has no backend 'cpu'; it has triton, reference"),
+    ],
+)
+def test_without_a_device_it_says_why(change, message):
+    weights = torch.rand(60, 3, 1, 1), torch.rand(60), torch.rand(60), torch.rand(60)
+    with pytest.raises(ValueError, match=message):
+        fused(torch.rand(1, 3, 8, 8), (8, 8), None, torch.rand(3), *weights, **change)
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "residuals", "message"),
+    [(60, 3, True, "needs a 1x1 conv"), (60, 1, True, "features only"), (300, 1, False, "at most 4 and 256 fit")],
+)
+def test_what_the_kernel_leaves_to_pytorch(channels, kernel, residuals, message):
+    weights = EmbeddingWeights(torch.rand(channels, 3, kernel, kernel), *torch.rand(3, channels))
+    options = {"mean": torch.rand(3), "image_range": 1.0, "mask_value": -0.1, "residuals": residuals}
+    with on_ptxsim() as emulator:
+        embedding = pixel_embedding(torch.rand(1, 3, 8, 8), (8, 8), weights=weights, **options)
+        with pytest.raises(ValueError, match=message):
+            pixel_embedding(torch.rand(1, 3, 8, 8), (8, 8), weights=weights, **options, backend="triton")
+    assert not emulator.launches
+    assert (embedding.image is not None) == (embedding.convolved is not None) == residuals
+
+
+def test_network_embeds_the_same_pixels():
     config = ModelConfig(embed_dim=12, depths=(1,), num_heads=(2,), window_size=8, input_mask=0.8)
     torch.manual_seed(0)
     network = MaskedSwinIR(config).train()
     image, key = torch.rand(2, 3, 13, 18), MaskKey.make(7, samples=2)
     results = []
-    for fuses in (False, True):
-        monkeypatch.setattr("masked_swin.model.fuses_pixel_embedding", lambda *_, fuses=fuses: fuses)
-        with on_ptxsim() as emulator:
+    for stand_in in (nullcontext(), on_ptxsim()):
+        with stand_in as emulator:
             out = network(image, key=key)
             gradients = torch.autograd.grad(out.square().sum(), [*network.parameters()])
-        assert bool(emulator.launches) == fuses
+        if emulator is not None:
+            assert {launch.kernel for launch in emulator.launches} == {"embedding_kernel", "embedding_backward_kernel"}
         results.append([out, *gradients])
     for ours, wanted in zip(*results, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)

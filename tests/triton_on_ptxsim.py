@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from masked_swin.kernels import triton_launch
+from masked_swin.kernels import backends, triton_launch
 from masked_swin.kernels.triton_pairs import rows_of_places_kernel
 
 sys.path.insert(0, str(Path(__file__).parent / "ptxsim"))
@@ -121,8 +121,7 @@ class Compiler:
 def in_place_of_launch(stand_in: Any) -> Iterator[Any]:
     """Within, backend="triton" takes CPU tensors, and `stand_in.launch` gets its kernels."""
     with pytest.MonkeyPatch.context() as patch:
-        # The package's attribute of that name is the function.
-        patch.setattr(sys.modules["masked_swin.kernels.window_attention"], "TRITON_INTERPRETS", True)
+        patch.setattr(backends, "TRITON_INTERPRETS", True)
         patch.setattr(triton_launch, "launch", stand_in.launch)
         yield stand_in
 

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from masked_swin.kernels import (
     CPU_LIBRARY,
+    EmbeddingWeights,
     SwinBlockWeights,
     VisibleTokens,
     Windows,
     backend_report,
+    convolution,
+    pixel_embedding,
     relative_position_bias,
     swin_block,
     window_attention,
@@ -113,7 +116,12 @@ def self_test(seconds: float = SECONDS) -> list[Trial]:
     take turns, until about `seconds` are over.
     """
     started = time.monotonic()
-    operations = {"window_attention": _attention(), "swin_block": _block()}
+    operations = {
+        "window_attention": _attention(),
+        "swin_block": _block(),
+        "pixel_embedding": _embedding(),
+        "convolution": _convolution(),
+    }
     trials: list[Trial] = []
     runs: dict[int, Callable[[], object]] = {}
     for operation, name, why_not in backend_report():
@@ -170,6 +178,36 @@ def _block() -> Case:
     return run, inputs
 
 
+def _embedding() -> Case:
+    generator = torch.Generator().manual_seed(0)
+    # Few: in float32 even PyTorch's sums over pixels lose digits where thousands of them are the same.
+    masked = torch.rand(1, WINDOWS.height, WINDOWS.width, generator=generator) < 0.1
+    image = torch.rand(1, 3, WINDOWS.height, WINDOWS.width, generator=generator, dtype=torch.float64)
+    sizes = [(CHANNELS, 3, 1, 1), *[(CHANNELS,)] * 3]
+    inputs = [image, *(torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)]
+
+    def run(image: Tensor, *weights: Tensor, backend: str) -> Tensor:
+        return pixel_embedding(
+            image,
+            (WINDOWS.height, WINDOWS.width),
+            masked=masked.to(image.device),
+            mean=image.new_full((3,), 0.5),
+            image_range=1.0,
+            mask_value=-0.1,
+            weights=EmbeddingWeights(*weights),
+            backend=backend,
+        ).features
+
+    return run, inputs
+
+
+def _convolution() -> Case:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(1, WINDOWS.height, WINDOWS.width, CHANNELS), (CHANNELS // 4, CHANNELS, 3, 3), (CHANNELS // 4,)]
+    inputs = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+    return convolution, inputs
+
+
 def _trial(operation: str, backend: str, case: Case) -> tuple[Trial, Callable[[], object] | None]:
     run, inputs = case
     expected = _with_gradients(run, inputs, "reference")
@@ -212,7 +250,7 @@ def _on(visible: VisibleTokens, device: torch.device) -> VisibleTokens:
 
 def _shown(trials: list[Trial]) -> list[str]:
     lines = [
-        "self-test: 64 x 64 tokens, 60 channels, 75 % masked, float32, forward and backward",
+        "self-test: 64 x 64 tokens, 60 channels, attention 75 % masked, float32, forward and backward",
         f"  {'':26} {'device':6} {'error':>8} {'ms':>8}  against the reference backend's time",
     ]
     reference = {trial.operation: trial.milliseconds for trial in trials if trial.backend == "reference"}
