@@ -4,6 +4,7 @@ from .backends import backend_report
 from .convolution import convolution
 from .geometry import Windows, relative_position_bias, relative_position_index, shift_mask
 from .native import CPU_LIBRARY
+from .noise import Noise, gaussian_noise
 from .pixel_embedding import Embedding, EmbeddingWeights, pixel_embedding
 from .swin_block import SwinBlockWeights, swin_block
 from .token_mask import percent_range, sample_uniform, token_mask
@@ -14,11 +15,13 @@ __all__ = [
     "CPU_LIBRARY",
     "Embedding",
     "EmbeddingWeights",
+    "Noise",
     "SwinBlockWeights",
     "VisibleTokens",
     "Windows",
     "backend_report",
     "convolution",
+    "gaussian_noise",
     "percent_range",
     "pixel_embedding",
     "relative_position_bias",

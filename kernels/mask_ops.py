@@ -16,6 +16,10 @@ def _mask_fake(seed, draw, sample, tokens, heads, *share):  # type: ignore
     return sample.new_empty((sample.shape[0], heads, tokens), dtype=torch.bool)
 
 
+def _normal_fake(seed, draw, sample, channels, pixels):  # type: ignore
+    return sample.new_empty((sample.shape[0], channels, pixels), dtype=torch.float32)
+
+
 def _exact_mask_fake(seed, draw, sample, height, width, wh, ww, sh, sw, heads, *share):  # type: ignore
     return sample.new_empty((sample.shape[0], heads, height * width), dtype=torch.bool)
 
@@ -37,6 +41,7 @@ def _visible_fake(keep, height, width, window_height, window_width, shift_height
 
 for _backend in ("cpu", "triton"):
     define(f"token_mask_{_backend}", f"({_KEY}, SymInt tokens, {_SHARE}) -> Tensor", _mask_fake)
+    define(f"normal_{_backend}", f"({_KEY}, SymInt channels, SymInt pixels) -> Tensor", _normal_fake)
 define("exact_token_mask_triton", f"({_KEY}, {_GEOMETRY}, {_SHARE}) -> Tensor", _exact_mask_fake)
 define(
     "visible_tokens_triton",

@@ -1,4 +1,4 @@
-"""The embedding of pixels: input mask, reflection to whole windows, convolution and LayerNorm, image to features."""
+"""The embedding of pixels, image to features: noise, input mask, reflection to whole windows, convolution, norm."""
 
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from .backends import REGISTRY, Backend, choose, triton_cannot_take, triton_unavailable
 from .convolution import convolution
+from .noise import Noise, gaussian_noise
 
 EPSILON = 1e-5
 MAX_IMAGE_CHANNELS, MAX_CHANNELS = 4, 256  # of the Triton kernel
@@ -27,6 +28,7 @@ class EmbeddingInputs(NamedTuple):
 
     image: Tensor
     size: tuple[int, int]
+    noise: Noise | None
     masked: Tensor | None
     mean: Tensor
     image_range: float
@@ -47,6 +49,7 @@ def pixel_embedding(
     image: Tensor,
     size: tuple[int, int],
     *,
+    noise: Noise | None = None,
     masked: Tensor | None = None,
     mean: Tensor,
     image_range: float,
@@ -55,11 +58,12 @@ def pixel_embedding(
     residuals: bool = False,
     backend: str | None = None,
 ) -> Embedding:
-    """LayerNorm(conv(range * (pad(mask(image)) - mean))) of images (B, I, h, w), with zero padding in the convolution.
+    """LayerNorm(conv(range * (pad(mask(noise(image))) - mean))) of images (B, I, h, w); the convolution pads with 0.
 
     Args:
         image: reflected at the right and bottom up to `size`; masked pixels are not read.
         size: (height, width) of the padded image, less than twice that of the image.
+        noise: added to the image, which then is clipped, as by `gaussian_noise`.
         masked: bool (B, *size), True = all channels are `mask_value`; read within the image only, and reflected with
             it. None = nothing is masked.
         mean: (I,), subtracted.
@@ -72,14 +76,16 @@ def pixel_embedding(
     Raises:
         ValueError: if the backend cannot run.
     """
-    inputs = EmbeddingInputs(image, size, masked, mean, image_range, mask_value, weights, residuals)
+    inputs = EmbeddingInputs(image, size, noise, masked, mean, image_range, mask_value, weights, residuals)
     embedding: Embedding = choose("pixel_embedding", inputs, backend).run(inputs)
     return embedding
 
 
 def _reference(inputs: EmbeddingInputs) -> Embedding:
-    image, (height, width), masked, mean, image_range, mask_value, weights, residuals = inputs
+    image, (height, width), noise, masked, mean, image_range, mask_value, weights, residuals = inputs
     rows, columns = image.shape[-2:]
+    if noise is not None:
+        image = gaussian_noise(image, *noise)
     if masked is not None:
         # Cropped before the padding: a reflected copy of a masked pixel must not give it away.
         image = image.masked_fill(masked[:, None, :rows, :columns], mask_value)
@@ -96,6 +102,8 @@ def _triton_why_not(inputs: EmbeddingInputs) -> str | None:
     channels, image_channels, *kernel = inputs.weights.weight.shape
     if kernel != [1, 1]:
         return f"needs a 1x1 convolution, got {tuple(kernel)}"
+    if inputs.noise is not None:
+        return "noise is not in this kernel"
     if inputs.residuals:
         return "residuals need the image and its convolution, and this kernel makes features only"
     if image_channels > MAX_IMAGE_CHANNELS or channels > MAX_CHANNELS:
@@ -105,7 +113,8 @@ def _triton_why_not(inputs: EmbeddingInputs) -> str | None:
 
 
 def _run_triton(inputs: EmbeddingInputs) -> Embedding:
-    image, size, masked, mean, image_range, mask_value, weights, _ = inputs
+    image, size, noise, masked, mean, image_range, mask_value, weights, _ = inputs
+    assert noise is None
     features: Tensor = torch.ops.masked_swin.pixel_embedding_triton(
         image, masked, mean, *weights, *size, image_range, mask_value, image.requires_grad
     )

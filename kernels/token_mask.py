@@ -31,6 +31,11 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
+def random_words(index: Tensor, sample: Tensor, draw: Tensor, head: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
+    """The four words of a counter, each of whose parts counts modulo 2^32."""
+    return philox((index, sample & _LOW, draw & _LOW, head), (seed & _LOW, (seed >> 32) & _LOW))
+
+
 def percent_range(ratio: Ratio, name: str = "ratio") -> tuple[int, int]:
     """The whole percents (low, high) of a ratio in [0, 1] or a pair of them.
 
@@ -117,8 +122,7 @@ def sample_uniform(seed: Tensor, draw: Tensor, sample: Tensor, count: int) -> Te
     """
     index = torch.arange(count, device=sample.device)
     head = torch.full((), RESERVED, dtype=torch.int64, device=sample.device)
-    counter = (index, (sample & _LOW)[:, None], draw & _LOW, head)
-    return philox(counter, (seed & _LOW, (seed >> 32) & _LOW))[0] / 2.0**32
+    return random_words(index, sample[:, None], draw, head, seed)[0] / 2.0**32
 
 
 def _token_mask_torch(
@@ -132,18 +136,16 @@ def _token_mask_torch(
     windows: Windows | None,
 ) -> Tensor:
     device = sample.device
-    key = (seed & _LOW, (seed >> 32) & _LOW)
-    draw = draw & _LOW
-    sample_B11 = (sample & _LOW)[:, None, None]
+    sample_B11 = sample[:, None, None]
     head_H1 = torch.arange(heads, device=device)[:, None]
     low, high = percents
     percent: Tensor | int = low
     if high > low:
         reserved = torch.full((), RESERVED, dtype=torch.int64, device=device)
-        word = philox((reserved, sample_B11 if ratio_per_sample else reserved, draw, head_H1), key)[0]
+        word = random_words(reserved, sample_B11 if ratio_per_sample else reserved, draw, head_H1, seed)[0]
         percent = low + ((word * (high - low + 1)) >> 32)
     token_L = torch.arange(tokens, device=device)
-    word_BHL = philox((token_L, sample_B11, draw, head_H1), key)[0].expand(len(sample), heads, tokens)
+    word_BHL = random_words(token_L, sample_B11, draw, head_H1, seed)[0].expand(len(sample), heads, tokens)
     if windows is None:
         return word_BHL < (percent << 32) // 100
     order_WN = token_order(windows, device)

@@ -1,8 +1,8 @@
 """The two random masks of the method: over the pixels of the input (training) and over the tokens of every attention.
 
-A mask, like the branches that stochastic depth leaves out, is a pure function of its key, so nothing is stored: the
-same (seed, draw, sample) gives the same masks on every device, whatever the batching. Tokens are counted in the image
-padded to whole windows.
+A mask, like the noise of training and the branches that stochastic depth leaves out, is a pure function of its key, so
+nothing is stored: the same (seed, draw, sample) gives the same masks on every device, whatever the batching. Tokens are
+counted in the image padded to whole windows.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from masked_swin.config import ModelConfig
 from masked_swin.kernels import VisibleTokens, Windows, sample_uniform, token_mask
+from masked_swin.kernels import gaussian_noise as add_noise
 
 CELL = 64  # side, in tokens, of the squares that placed masks are made of
 
@@ -60,6 +61,14 @@ def check_seed(name: str, value: int) -> None:
 def padded_size(height: int, width: int, window: int) -> tuple[int, int]:
     """The image size rounded up to whole windows."""
     return height + -height % window, width + -width % window
+
+
+def gaussian_noise(image: Tensor, sigma: float, key: MaskKey) -> Tensor:
+    """The images (B, C, H, W) plus white Gaussian noise of standard deviation `sigma`, clipped to [0, 1].
+
+    What `MaskedSwinIR` adds as `noise_sigma`: of its key, whatever its masks.
+    """
+    return add_noise(image, sigma, *key)
 
 
 def mask_input(image: Tensor, config: ModelConfig, key: MaskKey) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from masked_swin.config import ModelConfig
-from masked_swin.kernels import Embedding, EmbeddingWeights, pixel_embedding
+from masked_swin.kernels import Embedding, EmbeddingWeights, Noise, pixel_embedding
 from masked_swin.layers import ResidualGroup, around_blocks, channels_last, residual_conv
 from masked_swin.masking import (
     AttentionMasks,
@@ -69,6 +69,7 @@ class MaskedSwinIR(nn.Module):
         x: Tensor,
         *,
         key: MaskKey | None = None,
+        noise_sigma: float = 0.0,
         attention_mask: bool = True,
         origin: tuple[int, int] | None = None,
     ) -> Tensor:
@@ -77,8 +78,10 @@ class MaskedSwinIR(nn.Module):
         Args:
             x: (B, C, H, W), values in [0, 1], dtype and device of the parameters; any size above half a window: it is
                 reflected at the right and bottom up to whole windows.
-            key: the masks and the depth to use; None takes the next of the module's own sequence, sample ids 0, 1, ...
-                in the batch.
+            key: the masks, the depth and the noise to use; None takes the next of the module's own sequence, sample ids
+                0, 1, ... in the batch.
+            noise_sigma: standard deviation, in the units of x, of the Gaussian noise that is added in training, before
+                the input mask, as by `masking.gaussian_noise`. In evaluation it must be 0.
             attention_mask: False leaves the attention unmasked.
             origin: (top, left) in a larger image that the x are parts of: attention masks are then those of the place,
                 whatever the parts (not their number in a window, with `attention_mask_exact`).
@@ -87,14 +90,20 @@ class MaskedSwinIR(nn.Module):
             (B, C, H, W), not clipped.
 
         Raises:
-            ValueError: for another shape, dtype or device, an empty batch, or an image too small to be reflected.
+            ValueError: for another shape, dtype or device, an empty batch, an image too small to be reflected, or noise
+                in evaluation.
         """
         config = self.config
         self._check(x, key)
         masks_input = self.training and config.input_mask is not None
         masks_attention = attention_mask and config.attention_mask is not None
         drops_paths = self.training and config.drop_path_rate > 0
-        if key is None and (masks_input or masks_attention or drops_paths):
+        if noise_sigma and not (self.training and noise_sigma > 0):
+            raise ValueError(
+                f"noise_sigma must be 0, or positive in training, got {noise_sigma} with training={self.training}: "
+                "masked_swin.masking.gaussian_noise adds noise to any image"
+            )
+        if key is None and (masks_input or masks_attention or drops_paths or noise_sigma):
             key = MaskKey(self.mask_seed, self.mask_draw.clone(), torch.arange(len(x), device=x.device))
             self.mask_draw.add_(1)
         height, width = x.shape[-2:]
@@ -102,7 +111,8 @@ class MaskedSwinIR(nn.Module):
         masks = AttentionMasks(config, key, size, origin) if key is not None and masks_attention else None
         drop_path_scales = self._drop_path_scales(key if drops_paths else None, x.dtype)
 
-        features, padded, shallow = self._embed(x, size, key if masks_input else None)
+        noise = Noise(noise_sigma, *key) if key is not None and noise_sigma else None
+        features, padded, shallow = self._embed(x, size, noise, key if masks_input else None)
         for group, scales in zip(self.layers, drop_path_scales, strict=True):
             features = group(features, masks, scales)
         out = channels_last(self.conv_after_body, self.norm(features), self.backend)
@@ -113,7 +123,7 @@ class MaskedSwinIR(nn.Module):
             out = padded + out
         return (out / config.image_range + self.mean)[..., :height, :width].contiguous()
 
-    def _embed(self, x: Tensor, size: tuple[int, int], key: MaskKey | None) -> Embedding:
+    def _embed(self, x: Tensor, size: tuple[int, int], noise: Noise | None, key: MaskKey | None) -> Embedding:
         """The features; for the global residuals also the masked, padded, normalised input, and its convolution."""
         config, norm, bias = self.config, self.patch_embed["norm"], self.conv_first.bias
         assert isinstance(norm, nn.LayerNorm)
@@ -121,6 +131,7 @@ class MaskedSwinIR(nn.Module):
         return pixel_embedding(
             x,
             size,
+            noise=noise,
             masked=None if key is None else input_mask(size, config, key),
             mean=self.mean.flatten(),
             image_range=config.image_range,

@@ -14,6 +14,7 @@ from masked_swin import PRESETS, MaskedSwinIR, MaskKey, ModelConfig
 from masked_swin.checkpoint import load_public_state, public_state
 from masked_swin.config import config_from_public_options
 from masked_swin.kernels import Windows, token_mask
+from masked_swin.masking import gaussian_noise
 
 SMALL = ModelConfig(embed_dim=24, depths=(2, 3), num_heads=(6, 4), drop_path_rate=0.0)
 TINY = ModelConfig(embed_dim=12, depths=(2,), num_heads=(2,), window_size=4, drop_path_rate=0.0)
@@ -297,7 +298,28 @@ def test_compiles_once_for_all_sizes_in_training() -> None:
         for batch, height, width in ((2, 10, 13), (3, 11, 14), (4, 21, 9)):
             x = torch.rand(batch, 3, height, width)
             key = MaskKey.make(batch, samples=batch)
-            torch.testing.assert_close(compiled(x, key=key), model(x, key=key), rtol=0, atol=1e-5)
+            ours, wanted = (run(x, key=key, noise_sigma=0.06) for run in (compiled, model))
+            torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_noise_of_training_is_that_of_the_key(kernel: int) -> None:
+    config = replace(TINY, input_mask=0.5, conv_first_kernel=kernel)
+    model, clean = spread(MaskedSwinIR(config)).train(), torch.rand(2, 3, 10, 13)
+    key = MaskKey.make(3, draw=5, samples=torch.tensor([7, 8]))
+    wanted = model(gaussian_noise(clean, 0.1, key), key=key)
+    assert torch.equal(model(clean, key=key, noise_sigma=0.1), wanted)
+    assert not torch.equal(model(clean, key=key), wanted)
+    unmasked = MaskedSwinIR(replace(config, input_mask=None, attention_mask=None)).train()
+    assert not torch.equal(*(unmasked(clean, noise_sigma=0.1) for _ in range(2))), "passes are counted for noise, too"
+
+
+def test_noise_outside_of_training_is_refused() -> None:
+    model, x = MaskedSwinIR(TINY), torch.rand(1, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"positive in training, got -0\.1 with training=True"):
+        model.train()(x, noise_sigma=-0.1)
+    with pytest.raises(ValueError, match=r"got 0\.1 with training=False"):
+        model.eval()(x, noise_sigma=0.1)
 
 
 def test_the_reference_backend_can_be_differentiated_twice() -> None:

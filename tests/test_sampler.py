@@ -11,47 +11,41 @@ from masked_swin.train.data import to_array
 from masked_swin.train.sampler import Loader, PatchSampler
 
 
-def sampler(seed: int = 0, sigma: float = 15.0) -> PatchSampler:
-    return PatchSampler([picture(seed=index) for index in range(3)], patch_size=16, sigma=sigma, seed=seed)
+def sampler(seed: int = 0) -> PatchSampler:
+    return PatchSampler([picture(seed=index) for index in range(3)], patch_size=16, seed=seed)
 
 
 def test_a_batch_is_a_function_of_seed_and_samples() -> None:
     samples = range(20, 24)
     first, again = sampler().batch(samples), sampler().batch(samples)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first.noisy, sampler().batch(range(24, 28)).noisy)
-    assert not torch.equal(first.noisy, sampler(seed=1).batch(samples).noisy)
+    assert not torch.equal(first.clean, sampler().batch(range(24, 28)).clean)
+    assert not torch.equal(first.clean, sampler(seed=1).batch(samples).clean)
     assert first.clean.shape == (4, 3, 16, 16)
     assert first.clean.dtype == torch.float32
     assert first.sample.tolist() == [20, 21, 22, 23]
     assert first.sample.dtype == torch.int64
 
 
-def test_patches_are_flipped_crops_with_clipped_noise() -> None:
+def test_patches_are_flipped_crops() -> None:
     square = picture(16, 16)
-    drawn = PatchSampler([square], patch_size=16, sigma=15, seed=3).batch(range(64))
+    drawn = PatchSampler([square], patch_size=16, seed=3).batch(range(64))
     seen = {to_array(patch).tobytes() for patch in drawn.clean}
     image = square.astype(np.float32) / np.float32(255)
     modes = {np.rot90(view, turns).tobytes() for view in (image, image[:, ::-1]) for turns in range(4)}
     assert seen == modes
     assert len(modes) == 8
-    assert drawn.noisy.min() == 0
-    assert drawn.noisy.max() == 1
-    inner = (drawn.clean > 0.3) & (drawn.clean < 0.7)
-    assert (drawn.noisy - drawn.clean)[inner].std().item() == pytest.approx(15 / 255, rel=0.03)
-    quiet = sampler(sigma=0).batch(range(4))
-    assert torch.equal(quiet.noisy, quiet.clean)
 
 
 def test_sixteen_bits_are_kept() -> None:
     image = np.random.default_rng(0).integers(0, 65536, (16, 16, 3), dtype=np.uint16)
-    clean = PatchSampler([image], patch_size=16, sigma=0, seed=0).batch(range(1)).clean
+    clean = PatchSampler([image], patch_size=16, seed=0).batch(range(1)).clean
     assert sorted((clean.double() * 65535).round().int().flatten().tolist()) == sorted(image.flatten().tolist())
 
 
 def test_images_smaller_than_the_patch_are_refused() -> None:
     with pytest.raises(ValueError, match=r"patch size 30: .* images \[0\] are smaller"):
-        PatchSampler([picture()], patch_size=30, sigma=15, seed=0)
+        PatchSampler([picture()], patch_size=30, seed=0)
 
 
 @pytest.mark.parametrize(("parts", "shares"), [(1, 1), (3, 1), (1, 2), (3, 2)])
@@ -76,7 +70,7 @@ def test_the_next_batches_are_made_while_a_step_computes() -> None:
             made[samples[0] // 2].set()
             return drawn
 
-    loader = Loader(Watched([picture()], patch_size=16, sigma=15, seed=0), 2)
+    loader = Loader(Watched([picture()], patch_size=16, seed=0), 2)
     loader.batches(0)
     assert made[1].wait(10)
     assert made[2].wait(10)

@@ -106,19 +106,23 @@ def test_training_lowers_the_loss_and_logs_it(config: TrainConfig) -> None:
 
 
 def test_masks_come_from_seed_step_and_global_sample(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = []
+    keys, sigmas = [], []
     forward = MaskedSwinIR.forward
 
-    def recorded(self: MaskedSwinIR, x: Tensor, *, key: MaskKey, attention_mask: bool = True) -> Tensor:
+    def recorded(
+        self: MaskedSwinIR, x: Tensor, *, key: MaskKey, noise_sigma: float = 0.0, attention_mask: bool = True
+    ) -> Tensor:
         keys.append([part.tolist() for part in key])
+        sigmas.append(noise_sigma)
         assert self.training
-        return forward(self, x, key=key, attention_mask=attention_mask)
+        return forward(self, x, key=key, noise_sigma=noise_sigma, attention_mask=attention_mask)
 
     monkeypatch.setattr(MaskedSwinIR, "forward", recorded)
     trainer = Trainer(dataclasses.replace(config, seed=7))
     trainer.train_step()
     trainer.train_step()
     assert keys == [[7, 0, [0, 1]], [7, 1, [2, 3]]]
+    assert sigmas == [config.sigma / 255] * 2
 
 
 def test_learning_rates(config: TrainConfig) -> None:

@@ -86,7 +86,7 @@ class Trainer:
         config = self.config
         self.training_images, validation = self._load_data()
         images, share, shares = self.training_images.images, distributed.rank(), distributed.world_size()
-        sampler = PatchSampler(images, patch_size=config.patch_size, sigma=config.sigma, seed=config.seed)
+        sampler = PatchSampler(images, patch_size=config.patch_size, seed=config.seed)
         self.loader = Loader(sampler, config.batch_size, parts=config.accumulation, share=share, shares=shares)
         self.validation = [data.centre_crop(image, config.validation_size) for image in validation.images]
 
@@ -115,10 +115,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum, error_sum = 0.0, 0.0
         for batch in batches:
-            clean, noisy, sample = (part.to(self.device, non_blocking=True) for part in batch)
+            clean, sample = (part.to(self.device, non_blocking=True) for part in batch)
             key = MaskKey.make(config.seed, draw=step, samples=sample, device=self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                output = self.model(noisy, key=key)
+                output = self.model(clean, key=key, noise_sigma=config.sigma / 255)
             loss = F.l1_loss(output.float(), clean)
             (loss / len(batches)).backward()
             loss_sum += loss.item()

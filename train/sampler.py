@@ -18,17 +18,13 @@ from masked_swin.train.data import TRAINING_STREAM, generator, to_float
 
 class Batch(NamedTuple):
     clean: Tensor  # (B, C, P, P) float32 in [0, 1]
-    noisy: Tensor  # the same plus Gaussian noise, clipped
     sample: Tensor  # (B,) int64 global sample ids
 
 
 class PatchSampler:
-    """Random crops of uint8 or uint16 images (H, W, C), one of 8 flips and rotations each, with Gaussian noise.
+    """Random crops of uint8 or uint16 images (H, W, C), one of 8 flips and rotations each."""
 
-    `sigma` is that of the noise in 8-bit units.
-    """
-
-    def __init__(self, images: Sequence[np.ndarray], *, patch_size: int, sigma: float, seed: int) -> None:
+    def __init__(self, images: Sequence[np.ndarray], *, patch_size: int, seed: int) -> None:
         small = [index for index, image in enumerate(images) if min(image.shape[:2]) < patch_size]
         if small or not images:
             raise ValueError(
@@ -37,20 +33,18 @@ class PatchSampler:
             )
         self.images = images
         self.patch_size = patch_size
-        self.sigma = sigma
         self.seed = seed
 
     def batch(self, samples: Sequence[int]) -> Batch:
         """The samples of these ids, always the same for the same seed, images and patch size."""
-        pairs = [self._sample(index) for index in samples]
-        clean, noisy = (torch.from_numpy(np.stack(side)) for side in zip(*pairs, strict=True))
-        return Batch(clean, noisy, torch.tensor(samples, dtype=torch.int64))
+        patches = torch.from_numpy(np.stack([self._patch(index) for index in samples]))
+        return Batch(patches, torch.tensor(samples, dtype=torch.int64))
 
     def image_of(self, index: int) -> int:
         """The place in `images` of the image that sample `index` is cropped from."""
         return int(generator(self.seed, index, TRAINING_STREAM).integers(len(self.images)))
 
-    def _sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _patch(self, index: int) -> np.ndarray:
         random = generator(self.seed, index, TRAINING_STREAM)
         image = self.images[int(random.integers(len(self.images)))]
         size = self.patch_size
@@ -59,9 +53,7 @@ class PatchSampler:
         patch = image[top : top + size, left : left + size]
         quarter_turns, mirrored = divmod(int(random.integers(8)), 2)
         patch = np.rot90(patch[:, ::-1] if mirrored else patch, quarter_turns)
-        clean = np.ascontiguousarray(to_float(patch).transpose(2, 0, 1))
-        noise = random.standard_normal(clean.shape, dtype=np.float32) * np.float32(self.sigma / 255)
-        return clean, np.clip(clean + noise, 0, 1)
+        return np.ascontiguousarray(to_float(patch).transpose(2, 0, 1))
 
 
 class Loader:

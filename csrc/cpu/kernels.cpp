@@ -10,6 +10,7 @@ extern const Steps<WindowAttention> window_attention_steps;
 extern const Steps<SwinBlock> swin_block_steps;
 extern const Steps<Convolution> convolution_steps;
 void token_mask(const TokenMask& m, int64_t first, int64_t last);
+void normal(const Normal& n, int64_t first, int64_t last);
 
 namespace {
 void add(float* to, const float* from, size_t count) {
@@ -25,7 +26,8 @@ const Kernels& kernels() {
                                 swin_block_steps,
                                 convolution_steps,
                                 add,
-                                token_mask};
+                                token_mask,
+                                normal};
   return table;
 }
 

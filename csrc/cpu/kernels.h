@@ -114,6 +114,14 @@ struct TokenMask {
   bool* out;  // (samples, heads, tokens)
 };
 
+struct Normal {
+  uint64_t seed;
+  uint32_t draw;
+  const int64_t* sample;
+  int64_t channels, pixels;
+  float* out;  // (samples, channels, pixels)
+};
+
 // The steps of one operation over windows (convolution: rows). `prepared` is made first, in independent jobs. A chunk
 // of the backward adds into its own `sums`; then the chunks are added up, in order, and `finish` makes gradients of the
 // total, in independent jobs, too.
@@ -137,6 +145,7 @@ struct Kernels {
   Steps<Convolution> convolution;
   void (*add)(float* to, const float* from, size_t count);
   void (*token_mask)(const TokenMask&, int64_t first, int64_t last);  // rows of `out`
+  void (*normal)(const Normal&, int64_t first, int64_t last);         // samples
 };
 
 }  // namespace masked_swin
