@@ -50,4 +50,5 @@ define(
 )
 implement_in_triton("token_mask_triton", "triton_mask.token_mask")
 implement_in_triton("exact_token_mask_triton", "triton_mask.exact_token_mask")
+implement_in_triton("normal_triton", "triton_noise.normal")
 implement_in_triton("visible_tokens_triton", "triton_visible.visible_tokens")

@@ -33,10 +33,11 @@ _BLOCK = (
     "Tensor x, Tensor[] weights, Tensor? mask_token, Tensor? keep, Tensor? drop_path_scale, "
     "int window_height, int window_width, int shift_height, int shift_width, int mode, bool bf16"
 )
-# masked: (B, height, width) of the padded image
+# seed, draw, sample: of the noise, which is added where they are given; masked: (B, height, width) of the padded image
 _EMBEDDING = (
-    "Tensor image, Tensor? masked, Tensor mean, Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, "
-    "SymInt height, SymInt width, float image_range, float mask_value, bool image_gradient"
+    "Tensor image, Tensor? seed, Tensor? draw, Tensor? sample, Tensor? masked, Tensor mean, "
+    "Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, "
+    "SymInt height, SymInt width, float sigma, float image_range, float mask_value, bool image_gradient"
 )
 
 
@@ -85,17 +86,17 @@ def _convolution_backward_fake(grad_y, *inputs):  # type: ignore
     return tuple(tensor.new_empty(tensor.shape) for tensor in inputs)
 
 
-def _embedding_fake(image, masked, mean, weight, bias, norm_weight, norm_bias, height, width, *rest):  # type: ignore
-    return norm_weight.new_empty(image.shape[0], height, width, bias.shape[0])
+def _embedding_fake(image, seed, draw, sample, masked, mean, weight, bias, norm_weight, norm_bias, *rest):  # type: ignore
+    return norm_weight.new_empty(image.shape[0], *rest[:2], bias.shape[0])
 
 
-def _embedding_backward_fake(grad_out, image, masked, mean, *rest):  # type: ignore
+def _embedding_backward_fake(grad_out, image, seed, draw, sample, masked, mean, *rest):  # type: ignore
     d_image = image.new_empty(image.shape if rest[-1] else (0,))
     return (d_image, *(tensor.new_empty(tensor.shape) for tensor in rest[:4]))
 
 
 def _embedding_gradients(inputs, grads):  # type: ignore
-    return grads[0] if inputs[-1] else None, None, None, *grads[1:], *(None,) * 5
+    return grads[0] if inputs[-1] else None, *(None,) * 5, *grads[1:], *(None,) * 6
 
 
 _OPERATORS = {

@@ -102,8 +102,6 @@ def _triton_why_not(inputs: EmbeddingInputs) -> str | None:
     channels, image_channels, *kernel = inputs.weights.weight.shape
     if kernel != [1, 1]:
         return f"needs a 1x1 convolution, got {tuple(kernel)}"
-    if inputs.noise is not None:
-        return "noise is not in this kernel"
     if inputs.residuals:
         return "residuals need the image and its convolution, and this kernel makes features only"
     if image_channels > MAX_IMAGE_CHANNELS or channels > MAX_CHANNELS:
@@ -114,9 +112,9 @@ def _triton_why_not(inputs: EmbeddingInputs) -> str | None:
 
 def _run_triton(inputs: EmbeddingInputs) -> Embedding:
     image, size, noise, masked, mean, image_range, mask_value, weights, _ = inputs
-    assert noise is None
+    sigma, *key = (0.0, None, None, None) if noise is None else noise
     features: Tensor = torch.ops.masked_swin.pixel_embedding_triton(
-        image, masked, mean, *weights, *size, image_range, mask_value, image.requires_grad
+        image, *key, masked, mean, *weights, *size, sigma, image_range, mask_value, image.requires_grad
     )
     return Embedding(features)
 

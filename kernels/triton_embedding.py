@@ -1,7 +1,9 @@
-"""The embedding of pixels in Triton: input mask, reflection, 1x1 convolution and LayerNorm, image to features at once.
+"""The embedding of pixels in Triton, image to features: noise, input mask, reflection, 1x1 convolution and LayerNorm.
 
 Legend: a *pixel* is one of the padded images; its *source* is the pixel of the image that it is, or is a reflection of.
-Pixels with a masked source are not read: all their channels have one value. A tile is (pixels, BLOCK_C) in float32.
+Pixels with a masked source are not read: all their channels have one value. A *run* is pixels side by side, one for
+each thread at least, which are read and given their noise at once; a *tile* is some of them, (pixels, BLOCK_C) in
+float32. Pixels of a run are gathered from its threads: where a tile reads them itself, its threads all do.
 """
 
 from typing import Any
@@ -12,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import triton_launch
+from .triton_noise import normal_numbers
 from .triton_norm import load_rows, normalise, normalise_backward, store_rows
 from .tuning import tuned
 
@@ -54,16 +57,37 @@ def load_weights(weight_ptr, IMAGE_CHANNELS: tl.constexpr, CHANNELS: tl.constexp
 
 @triton.jit
 def load_values(
-    image_ptr, mean_ptr, image, source, seen, image_pixels, image_range, mask_value, IMAGE_CHANNELS: tl.constexpr
-):
-    """Each channel of the pixels as the convolution gets it, a tuple of (pixels, 1)."""
-    values = ()
+    image_ptr, seed_ptr, draw_ptr, sample_ptr, masked_ptr, mean_ptr, image, place, last,
+    image_height, image_width, height, width, sigma, image_range, mask_value, IMAGE_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Each channel of a run before `last` as the convolution gets it, and which pixels have a gradient, as tuples."""
+    image_pixels = image_height * image_width
+    source, seen = source_of(place, place < last, image, masked_ptr, image_height, image_width, height, width)
+    if seed_ptr is not None:
+        key = tl.load(sample_ptr + image), tl.load(draw_ptr)
+        noise = normal_numbers(source, key[0], key[1], 0, tl.load(seed_ptr))
+    values, passes = (), ()
     for channel in tl.static_range(IMAGE_CHANNELS):
         plane = (image.to(tl.int64) * IMAGE_CHANNELS + channel) * image_pixels
         value = tl.load(image_ptr + plane + source, mask=seen, other=mask_value).to(tl.float32)
+        inside = seen
+        if seed_ptr is not None:
+            noisy = value + sigma * noise[channel]
+            inside = seen & (noisy >= 0) & (noisy <= 1)
+            value = tl.where(seen, tl.minimum(tl.maximum(noisy, 0.0), 1.0), value)
         value = (value - tl.load(mean_ptr + channel).to(tl.float32)) * image_range
-        values = values + (value[:, None],)  # type: ignore[assignment]  # noqa: RUF005
-    return values
+        values = values + (value,)  # type: ignore[assignment]  # noqa: RUF005
+        passes = passes + (inside.to(tl.int32),)  # type: ignore[assignment]  # noqa: RUF005
+    return values, passes
+
+
+@triton.jit
+def of_tile(run, pick):
+    """Some pixels of each channel, a tuple of (pixels, 1)."""
+    tiles = ()
+    for channel in tl.static_range(len(run)):
+        tiles = tiles + (tl.gather(run[channel], pick, 0)[:, None],)  # type: ignore[assignment]  # noqa: RUF005
+    return tiles
 
 
 @triton.jit
@@ -75,37 +99,44 @@ def convolve(values, weights, bias, IMAGE_CHANNELS: tl.constexpr):
 
 @triton.jit
 def embedding_kernel(
-    image_ptr, masked_ptr, mean_ptr, weight_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr, out_ptr,
-    image_height, image_width, height, width, image_range, mask_value,
+    image_ptr, seed_ptr, draw_ptr, sample_ptr, masked_ptr, mean_ptr,
+    weight_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr, out_ptr,
+    image_height, image_width, height, width, sigma, image_range, mask_value,
     IMAGE_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
+    RUN: tl.constexpr,
 ):  # fmt: skip
-    """The features of some pixels of one image."""
-    tiles = tl.cdiv(height * width, BLOCK_R)
-    image = tl.program_id(0) // tiles
-    place = tl.program_id(0) % tiles * BLOCK_R + tl.arange(0, BLOCK_R)
-    valid = place < height * width
-    source, seen = source_of(place, valid, image, masked_ptr, image_height, image_width, height, width)
-    values = load_values(
-        image_ptr, mean_ptr, image, source, seen, image_height * image_width, image_range, mask_value, IMAGE_CHANNELS
-    )
+    """The features of a run of one image."""
+    pixels = height * width
+    runs = tl.cdiv(pixels, RUN)
+    image, first = tl.program_id(0) // runs, tl.program_id(0) % runs * RUN
+    run = load_values(
+        image_ptr, seed_ptr, draw_ptr, sample_ptr, masked_ptr, mean_ptr, image, first + tl.arange(0, RUN), pixels,
+        image_height, image_width, height, width, sigma, image_range, mask_value, IMAGE_CHANNELS,
+    )[0]  # fmt: skip
     weights = load_weights(weight_ptr, IMAGE_CHANNELS, CHANNELS, BLOCK_C)
     bias = load_row(bias_ptr, CHANNELS, BLOCK_C)
-    normed, _ = normalise(convolve(values, weights, bias, IMAGE_CHANNELS), CHANNELS)
-    out = normed * load_row(norm_weight_ptr, CHANNELS, BLOCK_C) + load_row(norm_bias_ptr, CHANNELS, BLOCK_C)
-    store_rows(out_ptr, image.to(tl.int64) * (height * width) + place, valid, out, CHANNELS, BLOCK_C)
+    norm_weight, norm_bias = load_row(norm_weight_ptr, CHANNELS, BLOCK_C), load_row(norm_bias_ptr, CHANNELS, BLOCK_C)
+    for start in range(0, RUN, BLOCK_R):
+        pick = start + tl.arange(0, BLOCK_R)
+        place = first + pick
+        normed, _ = normalise(convolve(of_tile(run, pick), weights, bias, IMAGE_CHANNELS), CHANNELS)
+        out = normed * norm_weight + norm_bias
+        store_rows(out_ptr, image.to(tl.int64) * pixels + place, place < pixels, out, CHANNELS, BLOCK_C)
 
 
 @triton.jit
 def embedding_backward_kernel(
-    grad_ptr, image_ptr, masked_ptr, mean_ptr, weight_ptr, bias_ptr, norm_weight_ptr, d_padded_ptr, sums_ptr,
-    image_height, image_width, height, width, part, image_range, mask_value,
+    grad_ptr, image_ptr, seed_ptr, draw_ptr, sample_ptr, masked_ptr, mean_ptr,
+    weight_ptr, bias_ptr, norm_weight_ptr, d_padded_ptr, sums_ptr,
+    image_height, image_width, height, width, part, sigma, image_range, mask_value,
     IMAGE_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
+    RUN: tl.constexpr,
 ):  # fmt: skip
     """Sums over a part of one image: the gradients of LayerNorm's weight and bias, the convolution's bias and weight.
 
-    The gradient of the padded image is written where asked for; masked pixels get 0.
+    The gradient of the padded image is written where asked for; pixels that are masked, or clipped by noise, get 0.
     """
-    image, image_pixels = tl.program_id(0), image_height * image_width
+    image = tl.program_id(0)
     weights = load_weights(weight_ptr, IMAGE_CHANNELS, CHANNELS, BLOCK_C)
     bias = load_row(bias_ptr, CHANNELS, BLOCK_C)
     norm_weight = load_row(norm_weight_ptr, CHANNELS, BLOCK_C)
@@ -115,29 +146,32 @@ def embedding_backward_kernel(
     d_weights = (tl.zeros((BLOCK_R, BLOCK_C), tl.float32),) * IMAGE_CHANNELS
     first = tl.program_id(1) * part
     last = tl.minimum(first + part, height * width)
-    for start in range(first, last, BLOCK_R):
-        place = start + tl.arange(0, BLOCK_R)
-        valid = place < last
-        source, seen = source_of(place, valid, image, masked_ptr, image_height, image_width, height, width)
-        values = load_values(
-            image_ptr, mean_ptr, image, source, seen, image_pixels, image_range, mask_value, IMAGE_CHANNELS
-        )
-        normed, scale = normalise(convolve(values, weights, bias, IMAGE_CHANNELS), CHANNELS)
-        grad = load_rows(grad_ptr, image.to(tl.int64) * (height * width) + place, valid, CHANNELS, BLOCK_C)
-        d_norm_weight += grad * normed
-        d_norm_bias += grad
-        d_convolved = normalise_backward(grad * norm_weight, normed, scale, CHANNELS)
-        d_bias += d_convolved
-        sums = ()
-        for channel in tl.static_range(IMAGE_CHANNELS):
-            of_weights = d_weights[channel] + values[channel] * d_convolved
-            sums = sums + (of_weights,)  # type: ignore[assignment]  # noqa: RUF005
-            if d_padded_ptr is not None:
-                d_value = tl.sum(d_convolved * weights[channel], 1) * image_range
-                plane = (image.to(tl.int64) * IMAGE_CHANNELS + channel) * (height * width)
-                d_pixel = tl.where(seen, d_value, 0.0).to(d_padded_ptr.dtype.element_ty)
-                tl.store(d_padded_ptr + plane + place, d_pixel, mask=valid)
-        d_weights = sums
+    for run_start in range(first, last, RUN):
+        run, passes = load_values(
+            image_ptr, seed_ptr, draw_ptr, sample_ptr, masked_ptr, mean_ptr, image, run_start + tl.arange(0, RUN), last,
+            image_height, image_width, height, width, sigma, image_range, mask_value, IMAGE_CHANNELS,
+        )  # fmt: skip
+        for start in range(0, RUN, BLOCK_R):
+            pick = start + tl.arange(0, BLOCK_R)
+            place = run_start + pick
+            valid = place < last
+            values = of_tile(run, pick)
+            normed, scale = normalise(convolve(values, weights, bias, IMAGE_CHANNELS), CHANNELS)
+            grad = load_rows(grad_ptr, image.to(tl.int64) * (height * width) + place, valid, CHANNELS, BLOCK_C)
+            d_norm_weight += grad * normed
+            d_norm_bias += grad
+            d_convolved = normalise_backward(grad * norm_weight, normed, scale, CHANNELS)
+            d_bias += d_convolved
+            sums = ()
+            for channel in tl.static_range(IMAGE_CHANNELS):
+                of_weights = d_weights[channel] + values[channel] * d_convolved
+                sums = sums + (of_weights,)  # type: ignore[assignment]  # noqa: RUF005
+                if d_padded_ptr is not None:
+                    d_value = tl.sum(d_convolved * weights[channel], 1) * image_range
+                    plane = (image.to(tl.int64) * IMAGE_CHANNELS + channel) * (height * width)
+                    d_pixel = tl.where(tl.gather(passes[channel], pick, 0) != 0, d_value, 0.0)
+                    tl.store(d_padded_ptr + plane + place, d_pixel.to(d_padded_ptr.dtype.element_ty), mask=valid)
+            d_weights = sums
 
     row = (image * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * (3 + IMAGE_CHANNELS)
     store_sum(sums_ptr, row, d_norm_weight, CHANNELS)
@@ -156,11 +190,15 @@ def store_sum(sums_ptr, row, tile, CHANNELS: tl.constexpr):
 def _tiles(kernel: Any, channels: int, numbers: int) -> dict[str, int]:
     block = triton.next_power_of_2(channels)
     tiles = tuned(kernel, {"BLOCK_R": numbers // block, "num_warps": 4}, channels=channels)
-    return {"CHANNELS": channels, "BLOCK_C": block, **tiles}
+    run = max(tiles["BLOCK_R"], 32 * tiles["num_warps"])
+    return {"CHANNELS": channels, "BLOCK_C": block, "RUN": run, **tiles}
 
 
 def forward(
     image: Tensor,
+    seed: Tensor | None,
+    draw: Tensor | None,
+    sample: Tensor | None,
     masked: Tensor | None,
     mean: Tensor,
     weight: Tensor,
@@ -169,6 +207,7 @@ def forward(
     norm_bias: Tensor,
     height: int,
     width: int,
+    sigma: float,
     image_range: float,
     mask_value: float,
     image_gradient: bool,
@@ -178,9 +217,9 @@ def forward(
     tiles = _tiles(embedding_kernel, len(bias), NUMBERS_EACH)
     triton_launch.launch(
         embedding_kernel,
-        (len(image) * triton.cdiv(height * width, tiles["BLOCK_R"]),),
-        *_contiguous(image, masked, mean, weight, bias, norm_weight, norm_bias),
-        *(out, *image.shape[2:], height, width, image_range, mask_value),
+        (len(image) * triton.cdiv(height * width, tiles["RUN"]),),
+        *_contiguous(image, seed, draw, sample, masked, mean, weight, bias, norm_weight, norm_bias),
+        *(out, *image.shape[2:], height, width, sigma, image_range, mask_value),
         IMAGE_CHANNELS=image.shape[1],
         **tiles,
     )
@@ -190,6 +229,9 @@ def forward(
 def backward(
     grad_out: Tensor,
     image: Tensor,
+    seed: Tensor | None,
+    draw: Tensor | None,
+    sample: Tensor | None,
     masked: Tensor | None,
     mean: Tensor,
     weight: Tensor,
@@ -198,6 +240,7 @@ def backward(
     norm_bias: Tensor,
     height: int,
     width: int,
+    sigma: float,
     image_range: float,
     mask_value: float,
     image_gradient: bool,
@@ -207,14 +250,14 @@ def backward(
     d_padded = image.new_empty(batch, image_channels, height, width) if image_gradient else None
     tiles = _tiles(embedding_backward_kernel, len(bias), NUMBERS_EACH_BACKWARD)
     part = triton.cdiv(height * width, max(1, PARTS // batch))
-    part = triton.cdiv(part, tiles["BLOCK_R"]) * tiles["BLOCK_R"]
+    part = triton.cdiv(part, tiles["RUN"]) * tiles["RUN"]
     parts = triton.cdiv(height * width, part)
     sums = image.new_empty(batch * parts, 3 + image_channels, len(bias), dtype=torch.float32)
     triton_launch.launch(
         embedding_backward_kernel,
         (batch, parts),
-        *_contiguous(grad_out, image, masked, mean, weight, bias, norm_weight),
-        *(d_padded, sums, image_height, image_width, height, width, part, image_range, mask_value),
+        *_contiguous(grad_out, image, seed, draw, sample, masked, mean, weight, bias, norm_weight),
+        *(d_padded, sums, image_height, image_width, height, width, part, sigma, image_range, mask_value),
         IMAGE_CHANNELS=image_channels,
         **tiles,
     )

@@ -15,12 +15,18 @@ TOKENS_EACH = 1024  # of one image, drawn by a program
 
 
 @triton.jit
-def random_words(token, sample, draw, head, seed):
-    """The first word of Philox-4x32-10 for each token, uint32; sample, draw and head count modulo 2^32."""
+def counter_words(token, sample, draw, head, seed):
+    """The four words of Philox-4x32-10 for each token, uint32; sample, draw and head count modulo 2^32."""
     token = token.to(tl.uint32)
     zero = tl.zeros_like(token)
     sample, draw, head = zero + sample.to(tl.uint32), zero + draw.to(tl.uint32), zero + head.to(tl.uint32)
-    return tl.philox(seed, token, sample, draw, head)[0]
+    return tl.philox(seed, token, sample, draw, head)
+
+
+@triton.jit
+def random_words(token, sample, draw, head, seed):
+    """The first of them."""
+    return counter_words(token, sample, draw, head, seed)[0]
 
 
 @triton.jit

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from triton_on_ptxsim import on_ptxsim
 
 from masked_swin import MaskedSwinIR, MaskKey, ModelConfig
-from masked_swin.kernels import EmbeddingWeights, pixel_embedding
+from masked_swin.kernels import EmbeddingWeights, Noise, gaussian_noise, pixel_embedding
+from masked_swin.kernels.noise import _normal
 
 RANGE, MASK_VALUE = 1.3, -0.1
 PADDED = {"image": (13, 18), "size": (16, 24)}
@@ -18,11 +19,15 @@ CASES = {
     "padded": PADDED,
     "unmasked, gray": {"image_channels": 1, "channels": 7, "masked_share": None},
     "180 channels": {"image_channels": 4, "channels": 180, "batch": 1},
+    "noise": {**PADDED, "sigma": 0.3},
+    "noise, 4 channels": {"image_channels": 4, "channels": 20, "masked_share": None, "sigma": 0.06},
 }
 
 
-def composed(image, size, masked, mean, weight, bias, norm_weight, norm_bias):
+def composed(image, size, noise, masked, mean, weight, bias, norm_weight, norm_bias):
     height, width = image.shape[2:]
+    if noise is not None:
+        image = gaussian_noise(image, *noise)
     if masked is not None:
         image = image.masked_fill(masked[:, None, :height, :width], MASK_VALUE)
     image = F.pad(image, (0, size[1] - width, 0, size[0] - height), mode="reflect")
@@ -30,9 +35,9 @@ def composed(image, size, masked, mean, weight, bias, norm_weight, norm_bias):
     return F.layer_norm(features, (len(bias),), norm_weight, norm_bias)
 
 
-def fused(image, size, masked, mean, *weights, backend="triton"):
-    options = {"mean": mean, "image_range": RANGE, "mask_value": MASK_VALUE, "backend": backend}
-    return pixel_embedding(image, size, masked=masked, weights=EmbeddingWeights(*weights), **options).features
+def fused(image, size, noise, masked, mean, *weights, backend="triton"):
+    options = {"noise": noise, "masked": masked, "mean": mean, "image_range": RANGE, "mask_value": MASK_VALUE}
+    return pixel_embedding(image, size, weights=EmbeddingWeights(*weights), backend=backend, **options).features
 
 
 def embedding_errors(dtype, case):
@@ -40,8 +45,11 @@ def embedding_errors(dtype, case):
     return errors_of(dtype, **CASES[case])
 
 
-def errors_of(dtype, image=(16, 16), size=(16, 16), image_channels=3, channels=60, batch=2, masked_share=0.8):
+def errors_of(
+    dtype, image=(16, 16), size=(16, 16), image_channels=3, channels=60, batch=2, masked_share=0.8, sigma=None
+):
     torch.manual_seed(0)
+    noise = None if sigma is None else Noise(sigma, *MaskKey.make(2**40 + 3, 2**31 + 5, torch.arange(7, 7 + batch)))
     mean = torch.rand(image_channels).to(dtype)
     masked = None if masked_share is None else torch.rand(batch, *size) < masked_share
     leaves = [
@@ -55,7 +63,7 @@ def errors_of(dtype, image=(16, 16), size=(16, 16), image_channels=3, channels=6
 
     def run(embed, of_dtype):
         inputs = [leaf.to(dtype).to(of_dtype).requires_grad_() for leaf in leaves]
-        out = embed(inputs[0], size, masked, mean.to(of_dtype), *inputs[1:])
+        out = embed(inputs[0], size, noise, masked, mean.to(of_dtype), *inputs[1:])
         return [out, *torch.autograd.grad(out, inputs, grad.to(of_dtype))]
 
     truth = run(composed, torch.float64)
@@ -64,12 +72,25 @@ def errors_of(dtype, image=(16, 16), size=(16, 16), image_channels=3, channels=6
     return {n: (relative_error(ours, t), relative_error(eager, t)) for n, ours, eager, t in results}
 
 
+def same_normal_numbers():
+    key = MaskKey.make(2**62 + 12345, 2**31 + 5, torch.tensor([0, 7, 2**32 + 7]))
+    for channels, pixels in ((1, 1), (6, 1030)):
+        ours = torch.ops.masked_swin.normal_triton(*key, channels, pixels)
+        torch.testing.assert_close(ours.double(), _normal(*key, channels, pixels, torch.float64), rtol=3e-7, atol=1e-6)
+
+
+def test_same_normal_numbers(interpreted):
+    interpreted(same_normal_numbers)
+    with on_ptxsim():
+        same_normal_numbers()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_interpreted(interpreted, case):
     assert_small(interpreted(embedding_errors, torch.float32, case), torch.float32)
 
 
-@pytest.mark.parametrize(("dtype", "case"), [(torch.float32, "180 channels"), (torch.bfloat16, "padded")])
+@pytest.mark.parametrize(("dtype", "case"), [(torch.float32, "180 channels"), (torch.bfloat16, "noise")])
 def test_compiled(dtype, case):
     with on_ptxsim():
         assert_small(embedding_errors(dtype, case), dtype)
@@ -83,15 +104,18 @@ def test_compiled_in_every_case(dtype, case):
         assert_small(embedding_errors(dtype, case), dtype)
 
 
-def test_features_are_written_in_whole_sectors_and_masked_pixels_not_read():
+def test_whole_sectors_are_asked_for_once_and_masked_pixels_not_read():
     image, masked = torch.rand(1, 3, 32, 32), torch.rand(1, 32, 32) < 0.85
-    weights = torch.rand(60, 3, 1, 1), torch.rand(60), torch.rand(60), torch.rand(60)
+    weights = [weight.requires_grad_() for weight in (torch.rand(60, 3, 1, 1), *torch.rand(3, 60))]
     with on_ptxsim() as emulator:
-        fused(image, (32, 32), masked, torch.rand(3), *weights)
-    (launch,) = emulator.launches
-    traffic = {launch.arguments[int(a.name.split()[1])]: a for a in launch.stats.arguments}
-    assert traffic["out_ptr"].requested_written == traffic["out_ptr"].sectors_written == 1024 * 60 * 4 // 32
-    assert traffic["image_ptr"].unique_read == 3 * 4 * (~masked).sum()
+        fused(image, (32, 32), None, masked, torch.rand(3), *weights).sum().backward()
+    for launch, features in zip(emulator.launches, ("out_ptr", "grad_ptr"), strict=True):
+        traffic = {launch.arguments[int(a.name.split()[1])]: a for a in launch.stats.arguments}
+        assert traffic["image_ptr"].unique_read == 3 * 4 * (~masked).sum()
+        for name in ("image_ptr", "masked_ptr", features):
+            of = traffic[name]
+            assert of.requested_read + of.requested_written == of.sectors_read + of.sectors_written, name
+        assert of.sectors_read + of.sectors_written == 1024 * 60 * 4 // 32
 
 
 @pytest.mark.parametrize(
@@ -104,7 +128,7 @@ def test_features_are_written_in_whole_sectors_and_masked_pixels_not_read():
 def test_without_a_device_it_says_why(change, message):
     weights = torch.rand(60, 3, 1, 1), torch.rand(60), torch.rand(60), torch.rand(60)
     with pytest.raises(ValueError, match=message):
-        fused(torch.rand(1, 3, 8, 8), (8, 8), None, torch.rand(3), *weights, **change)
+        fused(torch.rand(1, 3, 8, 8), (8, 8), None, None, torch.rand(3), *weights, **change)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +154,7 @@ def test_network_embeds_the_same_pixels():
     results = []
     for stand_in in (nullcontext(), on_ptxsim()):
         with stand_in as emulator:
-            out = network(image, key=key)
+            out = network(image, key=key, noise_sigma=0.1)
             gradients = torch.autograd.grad(out.square().sum(), [*network.parameters()])
         if emulator is not None:
             assert {launch.kernel for launch in emulator.launches} == {"embedding_kernel", "embedding_backward_kernel"}
@@ -143,6 +167,8 @@ def test_network_embeds_the_same_pixels():
 def test_opcheck():
     weights = torch.rand(5, 3, 1, 1), torch.rand(5), torch.rand(5), torch.rand(5)
     leaves = [tensor.requires_grad_() for tensor in weights]
-    arguments = (torch.rand(1, 3, 5, 6), torch.rand(1, 8, 8) < 0.5, torch.rand(3), *leaves, 8, 8, 1.0, -0.1, False)
+    key = MaskKey.make(1, 2, torch.tensor([3]))
+    masked, sizes = torch.rand(1, 8, 8) < 0.5, (8, 8, 0.1, 1.0, -0.1, False)
+    arguments = (torch.rand(1, 3, 5, 6), *key, masked, torch.rand(3), *leaves, *sizes)
     with on_ptxsim():
         torch.library.opcheck(torch.ops.masked_swin.pixel_embedding_triton.default, arguments)

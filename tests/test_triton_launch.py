@@ -55,7 +55,7 @@ def test_embedding():
     def run():
         image, mean, weight = torch.empty(1, 3, SIDE, SIDE), torch.empty(3), torch.empty(CHANNELS, 3, 1, 1)
         vectors = [torch.empty(CHANNELS) for _ in range(3)]
-        inputs = (image, None, mean, weight, *vectors, SIDE, SIDE, 1.0, -0.1, True)
+        inputs = (image, *[None] * 4, mean, weight, *vectors, SIDE, SIDE, 0.0, 1.0, -0.1, True)
         out = triton_embedding.forward(*inputs)
         triton_embedding.backward(out, *inputs)
 

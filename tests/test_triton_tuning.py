@@ -154,7 +154,7 @@ def test_command_writes_what_it_found(tables, capsys, monkeypatch):
 
 def embed(of=1.0):
     image, mean, weight = torch.full((1, 3, 8, 8), of), torch.zeros(3), torch.arange(12.0).view(4, 3, 1, 1)
-    arguments = (image, None, mean, weight, *torch.ones(3, 4), 8, 8, 1.0, 0.0, False)
+    arguments = (image, *[None] * 4, mean, weight, *torch.ones(3, 4), 8, 8, 0.0, 1.0, 0.0, False)
     return [torch.ops.masked_swin.pixel_embedding_triton(*arguments)]
 
 
