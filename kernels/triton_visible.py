@@ -48,6 +48,14 @@ def count_kernel(
 
 
 @triton.jit
+def store_from(base_ptr, slot, value, first, valid):
+    """The value in the slots from `first` on. Where four go together threads store them at once."""
+    together = slot // 4 * 4 >= first
+    tl.store(base_ptr + slot, value, mask=valid & together)
+    tl.store(base_ptr + slot, value, mask=valid & (slot >= first) & ~together)
+
+
+@triton.jit
 def list_kernel(
     keep_ptr, totals_ptr, index_ptr, position_ptr, offsets_ptr, window_keep_ptr, regions_ptr,
     programs, segments, height, width, HEADS: tl.constexpr,
@@ -76,9 +84,8 @@ def list_kernel(
     tl.store(position_ptr + row, place, mask=kept != 0)
     # Of the rows, one for every token, those behind the list name the first place of the first window.
     slot = segment.to(tl.int64) * (WINDOW_H * WINDOW_W) + place
-    unused = valid & (slot >= total)
-    tl.store(index_ptr + slot, SHIFT_H * width + SHIFT_W, mask=unused)
-    tl.store(position_ptr + slot, 0, mask=unused)
+    store_from(index_ptr, slot, SHIFT_H * width + SHIFT_W, total, valid)
+    store_from(position_ptr, slot, 0, total, valid)
     tl.store(window_keep_ptr + slot, kept != 0, mask=valid)
 
     if regions_ptr is not None:
