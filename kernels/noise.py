@@ -35,7 +35,14 @@ def gaussian_noise(image: Tensor, sigma: float, seed: Tensor, draw: Tensor, samp
         sigma: standard deviation in the units of the image, 15 / 255 for the published training noise.
         seed, draw, sample: as of `token_mask`. The noise does not depend on how images are batched or distributed; up
             to rounding it is the same on every device.
+
+    Raises:
+        ValueError: for images of another shape or dtype, or another number of samples.
     """
+    if image.dim() != 4 or not image.is_floating_point():
+        raise ValueError(f"images must be (B, C, H, W) and floating point, got {image.dtype} {tuple(image.shape)}")
+    if sample.shape != image.shape[:1]:
+        raise ValueError(f"sample must name {image.shape[0]} images, got {tuple(sample.shape)} ids")
     channels, height, width = image.shape[1:]
     key, size = (seed, draw, sample), (channels, height * width)
     if image.device.type == "cpu" and CPU_LIBRARY.loaded and image.dtype != torch.float64:

@@ -72,6 +72,19 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.masked_swin.normal_cpu.default, (*key(), 3, 40))
 
 
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.rand(3, 8, 8), r"must be \(B, C, H, W\) and floating point, got torch.float32 \(3, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "floating point, got torch.uint8"),
+        (torch.rand(1, 3, 8, 8), r"sample must name 1 images, got \(2,\) ids"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(image, message):
+    with pytest.raises(ValueError, match=message):
+        gaussian_noise(image, 0.1, key())
+
+
 def test_gradient_stops_where_noise_is_clipped():
     image = torch.rand(2, 3, 8, 8, requires_grad=True)
     noisy = gaussian_noise(image, 0.5, key())
