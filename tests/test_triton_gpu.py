@@ -9,7 +9,8 @@ from test_triton_mlp import SHAPES as MLP_SHAPES
 from test_triton_mlp import errors as mlp_errors
 
 from masked_swin import MaskedSwinIR, MaskKey, ModelConfig
-from masked_swin.kernels import VisibleTokens, Windows, swin_block, token_mask, window_attention
+from masked_swin.kernels import Noise, VisibleTokens, Windows, swin_block, token_mask, window_attention
+from masked_swin.masking import gaussian_noise
 
 pytestmark = [
     pytest.mark.gpu,
@@ -128,5 +129,12 @@ def test_masks_and_plans_are_those_of_the_cpu(exact):
 def test_network_embeds_the_same_pixels():
     network = MaskedSwinIR(ModelConfig(depths=(1,), num_heads=(6,))).cuda().train()
     image, key = torch.rand(2, 3, 61, 70, device="cuda"), MaskKey.make(7, samples=2, device="cuda")
-    fused = network._embed_at_once(image, (64, 72), key)
-    torch.testing.assert_close(fused, network._embed(image, (64, 72), key)[2])
+    fused = network._embed(image, (64, 72), Noise(0.1, *key), key).features
+    network.backend = "reference"
+    torch.testing.assert_close(fused, network._embed(image, (64, 72), Noise(0.1, *key), key).features)
+
+
+def test_noise_is_that_of_the_cpu():
+    image, key = torch.rand(3, 6, 17, 29), MaskKey.make(1, 2, 3)
+    on_device = gaussian_noise(image.cuda(), 0.1, MaskKey(*(part.cuda() for part in key)))
+    torch.testing.assert_close(on_device.cpu(), gaussian_noise(image, 0.1, key), rtol=0, atol=1e-6)
