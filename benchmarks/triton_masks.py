@@ -9,13 +9,14 @@ from torch.utils._pytree import tree_leaves
 from triton_on_ptxsim import Emulator, in_place_of_launch
 from triton_resources import Compiled, Counted
 
-from masked_swin.kernels import EmbeddingWeights, VisibleTokens, Windows, pixel_embedding, token_mask
+from masked_swin.kernels import EmbeddingWeights, Noise, VisibleTokens, Windows, pixel_embedding, token_mask
 
 TITLE = "Masks, plan and embedding"
 BATCH, WINDOWS = 64, Windows(64, 64, (8, 8), (4, 4))
 EVERY = 16  # programs of the embedding; those of masks and plans are all run
 ACTIVATIONS = {
     "mask": {"mask_ptr"},
+    "normal": {"out_ptr"},
     "exact_mask": {"mask_ptr"},
     "count": {"keep_ptr"},
     "list": {"keep_ptr", "index_ptr", "position_ptr", "offsets_ptr", "window_keep_ptr", "regions_ptr"},
@@ -25,12 +26,13 @@ ACTIVATIONS = {
 
 
 def draw(batch: int, windows: Windows) -> Tensor:
-    """A mask of 75 % by both kernels; the first's."""
+    """A mask of 75 % by both kernels, the first's; and normal numbers for RGB images."""
     operators, sizes = torch.ops.masked_swin, (windows.height, windows.width, *windows.window, *windows.shift)
     key = torch.tensor(1), torch.tensor(0), torch.arange(batch)
     operators.exact_token_mask_triton(*key, *sizes, 1, 75, 75, False)
     mask: Tensor = operators.token_mask_triton(*key, windows.tokens, 1, 75, 75, False)
     operators.visible_tokens_triton(~mask, *sizes)
+    operators.normal_triton(*key, 3, windows.tokens)
     return mask
 
 
@@ -40,6 +42,7 @@ def embed(batch: int, windows: Windows, channels: int) -> None:
     out = pixel_embedding(
         torch.rand(batch, 3, *size),
         size,
+        noise=Noise(15 / 255, torch.tensor(1), torch.tensor(0), torch.arange(batch)),
         masked=torch.rand(batch, *size) < 0.85,
         mean=torch.rand(3),
         image_range=1.0,
