@@ -267,15 +267,16 @@ def run_backward(
         masked_ds = torch.empty_like(masked_bias)
         d_masked = torch.zeros(parts * query_tiles, 3, heads, 16, masked.shape[2], dtype=torch.float32, device=device)
     d_bias = torch.zeros(parts + masked_parts, heads, keys, queries, dtype=torch.float32, device=device)
-    launches = [(True, True, 1)]
+    launches, delta = [(True, True, 1)], None
     if query_tiles > 1:
+        delta = torch.empty(heads, 2, rows, dtype=torch.float32, device=device)
         launches = [(True, False, query_tiles), (False, True, 1 if call.compact_keys else -(-keys // tiles["BLOCK_S"]))]
     for for_queries, for_keys, programs in launches:
         triton_launch.launch(
             backward_kernel,
             (heads, parts, programs),
             *(*call.pointers, *call.scalars),
-            *(grad_out, out, stats, dq, dk, dv, d_masked, masked_ds, d_bias, rows, windows_each, call.scale),
+            *(grad_out, out, stats, delta, dq, dk, dv, d_masked, masked_ds, d_bias, rows, windows_each, call.scale),
             **call.constants,
             OUT_STRIDE=out_stride,
             DQ_STRIDE=dq_stride,

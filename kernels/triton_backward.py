@@ -26,7 +26,7 @@ def backward_kernel(
     q_ptr, k_ptr, v_ptr, bias_ptr, masked_ptr, masked_bias_ptr,
     offsets_ptr, position_ptr, rows_ptr, regions_ptr, mask_ptr,
     windows, region_windows, mask_windows, scale,
-    grad_ptr, out_ptr, stats_ptr, dq_ptr, dk_ptr, dv_ptr, d_masked_ptr, masked_ds_ptr, d_bias_ptr,
+    grad_ptr, out_ptr, stats_ptr, delta_ptr, dq_ptr, dk_ptr, dv_ptr, d_masked_ptr, masked_ds_ptr, d_bias_ptr,
     out_rows, windows_each, dot_scale,
     HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, COMPACT_Q: tl.constexpr,
     Q_STRIDE: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
@@ -38,15 +38,24 @@ def backward_kernel(
     """`stats` as the forward kernel wrote them; `masked_ds` (heads, rows of out), gradient of the masked key's scores.
 
     `d_bias` is (chunks, heads, keys, queries), `d_masked` (chunks, query tiles, 3, heads, BLOCK_D), both float32.
+
+    delta of a query, sum_j p_ij dp_ij, is gradient . out. In exact float32 it is that sum: made from the p and dp that
+    it is subtracted from, it cancels where one key takes nearly all. Hence a pass over the keys before the gradients,
+    where they are more than one tile. Of two launches the first leaves `delta` (heads, 2, rows of out), and 1 / softmax
+    denominator, to the second.
     """
     ONLY_VISIBLE: tl.constexpr = COMPACT_Q and masked_ptr is None
     EXCLUDE: tl.constexpr = offsets_ptr is not None and masked_ptr is None
-    ONE_TILE: tl.constexpr = offsets_ptr is None and KEYS <= BLOCK_S and FOR_QUERIES and FOR_KEYS
+    ALL_KEYS: tl.constexpr = offsets_ptr is None and KEYS <= BLOCK_S
+    ONE_TILE: tl.constexpr = ALL_KEYS and FOR_QUERIES and FOR_KEYS
+    EXACT: tl.constexpr = PRECISION == "ieee" and q_ptr.dtype.element_ty == tl.float32
     head, chunk = tl.program_id(0), tl.program_id(1)
     column, out_column, d_column = head * HEAD_STRIDE, head * OUT_HEAD_STRIDE, head * D_HEAD_STRIDE
     head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
     d_bias_ptr += (chunk * HEADS + head).to(tl.int64) * (KEYS * QUERIES)
     stats_ptr += head.to(tl.int64) * (3 * out_rows)
+    if delta_ptr is not None:
+        delta_ptr += head.to(tl.int64) * (2 * out_rows)
     if ONE_TILE:  # then the bias and its gradient stay in registers
         key, query = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_T)
         bias = load_bias(head_bias_ptr, query, query < QUERIES, key, key < KEYS, QUERIES)
@@ -69,39 +78,67 @@ def backward_kernel(
         )
         window_position_ptr = None if position_ptr is None else position_ptr + key_first
         window_q_ptr = q_ptr + q_first * Q_STRIDE + column
+        window_k_ptr = k_ptr + key_first * K_STRIDE + column
+        window_v_ptr = v_ptr + key_first * V_STRIDE + column
         window_grad_ptr = grad_ptr + out_first * OUT_STRIDE + out_column
-        window_out_ptr = out_ptr + out_first * OUT_STRIDE + out_column
         window_stats_ptr = stats_ptr + out_first
+        window_delta_ptr = None if delta_ptr is None else delta_ptr + out_first
         if FOR_QUERIES:
             out_row, q_row, place, valid = query_rows(
                 tl.program_id(2) * BLOCK_T, out_count, window_position_ptr, window_rows_ptr,
                 QUERIES, COMPACT_Q, ONLY_VISIBLE, BLOCK_T,
             )  # fmt: skip
             q = load_queries(window_q_ptr, q_row, valid, masked_ptr, head, Q_STRIDE, PADDED, LANES, BLOCK_D)
-            grad, delta = load_gradients(
-                window_grad_ptr, window_out_ptr, window_stats_ptr + out_rows, out_row, valid, OUT_STRIDE, LANES, BLOCK_D
-            )
+            grad = load_head(window_grad_ptr, out_row, valid, OUT_STRIDE, LANES, BLOCK_D)
+            share = tl.zeros((BLOCK_T,), tl.float32)
+            delta = tl.zeros((BLOCK_T,), tl.float32)
+            if not EXACT:
+                share = tl.load(window_stats_ptr + out_rows + out_row, mask=valid, other=0.0)
+                out = load_head(
+                    out_ptr + out_first * OUT_STRIDE + out_column, out_row, valid, OUT_STRIDE, LANES, BLOCK_D
+                )
+                grad = grad.to(tl.float32) * share[:, None]
+                delta = tl.sum(grad * out.to(tl.float32), 1)
+                grad = grad.to(out.dtype)
+            if masked_ptr is not None:
+                masked_p = tl.load(window_stats_ptr + 2 * out_rows + out_row, mask=valid, other=0.0)
+                masked_dp = tl.sum(grad.to(tl.float32) * v_masked[None, :], 1)
+            if EXACT and not ALL_KEYS:
+                total = tl.zeros((BLOCK_T,), tl.float32)
+                if masked_ptr is not None:
+                    total = masked_p
+                    delta = masked_p * masked_dp
+                for start in range(0, key_count, BLOCK_S):
+                    key_row, key_place, key_valid = key_rows(start, key_count, window_position_ptr, BLOCK_S)
+                    k = load_head(window_k_ptr, key_row, key_valid, K_STRIDE, LANES, BLOCK_D)
+                    v = load_head(window_v_ptr, key_row, key_valid, V_STRIDE, LANES, BLOCK_D)
+                    bias = load_bias(head_bias_ptr, place, valid, key_place, key_valid, QUERIES)
+                    added = add_window_tables(
+                        bias, window_mask_ptr, region_ptr, place, valid, key_place, key_valid, QUERIES, KEYS, EXCLUDE
+                    )
+                    p, dp = pair_gradients(
+                        k, v, q, grad, added, window_stats_ptr + out_row, valid, scale, PRECISION
+                    )  # fmt: skip
+                    total += tl.sum(p, 0)
+                    delta += tl.sum(p * dp, 0)
+                share = tl.where(total == 0.0, 0.0, 1.0 / total)
+                delta *= share
+                if masked_ptr is not None:
+                    masked_p *= share
             dq = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
             if masked_ptr is not None:
-                head_rows = head.to(tl.int64) * out_rows + out_first
-                masked_p = tl.load(window_stats_ptr + 2 * out_rows + out_row, mask=valid, other=0.0)
-                wide_grad = grad.to(tl.float32)
-                masked_ds = masked_p * (tl.sum(wide_grad * v_masked[None, :], 1) - delta)
-                tl.store(masked_ds_ptr + head_rows + out_row, masked_ds, mask=valid)
+                masked_ds = masked_p * (masked_dp - delta)
+                tl.store(masked_ds_ptr + head.to(tl.int64) * out_rows + out_first + out_row, masked_ds, mask=valid)
                 add_to_sums(d_masked_ptr + HEADS * 16 * BLOCK_D, masked_ds[:, None] * q.to(tl.float32))
-                add_to_sums(d_masked_ptr + 2 * HEADS * 16 * BLOCK_D, masked_p[:, None] * wide_grad)
+                add_to_sums(d_masked_ptr + 2 * HEADS * 16 * BLOCK_D, masked_p[:, None] * grad.to(tl.float32))
                 dq = masked_ds[:, None] * k_masked[None, :]
         key_start, key_step = 0, BLOCK_S
         if not FOR_QUERIES:
             key_start, key_step = tl.program_id(2) * BLOCK_S, tl.num_programs(2) * BLOCK_S
         for start in range(key_start, key_count, key_step):
-            key_row = start + tl.arange(0, BLOCK_S)
-            key_valid = key_row < key_count
-            key_place = key_row
-            if position_ptr is not None:
-                key_place = tl.load(window_position_ptr + key_row, mask=key_valid, other=0)
-            k = load_head(k_ptr + key_first * K_STRIDE + column, key_row, key_valid, K_STRIDE, LANES, BLOCK_D)
-            v = load_head(v_ptr + key_first * V_STRIDE + column, key_row, key_valid, V_STRIDE, LANES, BLOCK_D)
+            key_row, key_place, key_valid = key_rows(start, key_count, window_position_ptr, BLOCK_S)
+            k = load_head(window_k_ptr, key_row, key_valid, K_STRIDE, LANES, BLOCK_D)
+            v = load_head(window_v_ptr, key_row, key_valid, V_STRIDE, LANES, BLOCK_D)
             dk = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
             dv = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
             for query_start in range(0, 1 if FOR_QUERIES else out_count, BLOCK_T):
@@ -111,18 +148,24 @@ def backward_kernel(
                         QUERIES, COMPACT_Q, ONLY_VISIBLE, BLOCK_T,
                     )  # fmt: skip
                     q = load_queries(window_q_ptr, q_row, valid, masked_ptr, head, Q_STRIDE, PADDED, LANES, BLOCK_D)
-                    grad, delta = load_gradients(
-                        window_grad_ptr, window_out_ptr, window_stats_ptr + out_rows, out_row, valid,
-                        OUT_STRIDE, LANES, BLOCK_D,
-                    )  # fmt: skip
+                    grad = load_head(window_grad_ptr, out_row, valid, OUT_STRIDE, LANES, BLOCK_D)
+                    delta = tl.load(window_delta_ptr + out_row, mask=valid, other=0.0)
+                    share = tl.load(window_delta_ptr + out_rows + out_row, mask=valid, other=0.0)
+                    if not EXACT:
+                        grad = (grad.to(tl.float32) * share[:, None]).to(q.dtype)
                 if not ONE_TILE:
                     bias = load_bias(head_bias_ptr, place, valid, key_place, key_valid, QUERIES)
                 added = add_window_tables(
                     bias, window_mask_ptr, region_ptr, place, valid, key_place, key_valid, QUERIES, KEYS, EXCLUDE
                 )
-                score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale + added
-                p = tl.exp2(score - tl.load(window_stats_ptr + out_row, mask=valid, other=0.0)[None, :])
-                ds = p * (tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :])
+                p, dp = pair_gradients(k, v, q, grad, added, window_stats_ptr + out_row, valid, scale, PRECISION)
+                if EXACT:
+                    if ALL_KEYS and FOR_QUERIES:
+                        total = tl.sum(p, 0)
+                        share = tl.where(total == 0.0, 0.0, 1.0 / total)
+                        delta = tl.sum(p * dp, 0) * share
+                    p *= share[None, :]
+                ds = p * (dp - delta[None, :])
                 if FOR_KEYS:
                     dv = tl.dot(p.to(q.dtype), grad, dv, input_precision=PRECISION)
                 small_ds = ds.to(q.dtype)
@@ -143,6 +186,9 @@ def backward_kernel(
             store_head(
                 dq_ptr + q_first * DQ_STRIDE + d_column, q_row, valid & (q_row >= 0), dq, DQ_STRIDE, LANES, BLOCK_D
             )
+            if window_delta_ptr is not None:
+                tl.store(window_delta_ptr + out_row, delta, mask=valid)
+                tl.store(window_delta_ptr + out_rows + out_row, share, mask=valid)
             if masked_ptr is not None:
                 dq_masked += folded(tl.where((valid & (q_row < 0))[:, None], dq, 0.0))
 
@@ -155,18 +201,22 @@ def backward_kernel(
 
 
 @triton.jit
-def load_gradients(
-    grad_ptr, out_ptr, share_ptr, row, valid, STRIDE: tl.constexpr, LANES: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    """The gradient of the output over the softmax denominator, and delta = gradient . out.
+def key_rows(start, count, position_ptr, BLOCK_S: tl.constexpr):
+    """Keys from row `start` of a window: their rows, places, and which exist."""
+    row = start + tl.arange(0, BLOCK_S)
+    valid = row < count
+    place = row
+    if position_ptr is not None:
+        place = tl.load(position_ptr + row, mask=valid, other=0)
+    return row, place, valid
 
-    With them p needs no denominator: all that it gives to has one of these as a factor.
-    """
-    grad = load_head(grad_ptr, row, valid, STRIDE, LANES, BLOCK_D)
-    out = load_head(out_ptr, row, valid, STRIDE, LANES, BLOCK_D)
-    share = tl.load(share_ptr + row, mask=valid, other=0.0)
-    shared_grad = grad.to(tl.float32) * share[:, None]
-    return shared_grad.to(grad.dtype), tl.sum(shared_grad * out.to(tl.float32), 1)
+
+@triton.jit
+def pair_gradients(k, v, q, grad, added, highest_ptr, valid, scale, PRECISION: tl.constexpr):
+    """(keys, queries): p before the division by the softmax denominator, and the gradient of p."""
+    score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale + added
+    p = tl.exp2(score - tl.load(highest_ptr, mask=valid, other=0.0)[None, :])
+    return p, tl.dot(v, tl.trans(grad), input_precision=PRECISION)
 
 
 @triton.jit

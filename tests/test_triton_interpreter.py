@@ -45,13 +45,7 @@ def case_errors(use, shape, dtype, window_mask=False):
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("shape", [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in SHAPES])
 def test_output_and_every_gradient(interpreted, use, shape):
-    found = interpreted(case_errors, use, shape, torch.float32)
-    if shape == "large scores":
-        # Where one key takes nearly all, gradients are differences of nearly equal numbers: here dp - do.o, and numpy
-        # sums up q k^T and k q^T in different orders.
-        assert all(ours < 1e-5 for ours, _ in found.values()), found
-    else:
-        assert_small(found, torch.float32)
+    assert_small(interpreted(case_errors, use, shape, torch.float32), torch.float32)
 
 
 def as_with_many_windows(use):
