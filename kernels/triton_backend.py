@@ -90,7 +90,7 @@ def prepare(
     compact_queries, compact_keys = q.dim() == 3, offsets is not None
     windows = q.shape[0] if offsets is None else offsets.shape[0] - 1
     rows = None
-    if offsets is not None:
+    if masked is not None:
         rows = torch.full((windows, keys), -1, dtype=torch.int32, device=q.device)
         arguments = (offsets, position, rows)
         triton_launch.launch(
@@ -189,21 +189,40 @@ def _tiles(call: Attention, kernel: Any) -> dict[str, int]:
     """
     queries, keys = tile_side(call.constants["QUERIES"]), tile_side(call.constants["KEYS"])
     itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
-    warps = 1 if call.compact_keys else 4
-    kept = 4096  # bytes of a tile of queries
+    backward, compact = kernel is backward_kernel, call.compact_keys
+    row = call.constants["BLOCK_D"] * itemsize
+    partial = call.constants["LANES"] < call.constants["BLOCK_D"]  # heads that are not padded take more registers
+    warps = 4
+    kept = 2048 if partial and row >= 64 and itemsize == 2 else 4096  # bytes of a tile of queries
+    if compact and (backward or itemsize == 2):
+        warps = max(1, min(4, row // 64))
     if call.compact_output:
-        kept = 512  # few queries, as few keys
-    elif kernel is backward_kernel and (warps == 1 or queries > 64):
-        kept = 2048 if call.padded or itemsize == 4 else 1024  # heads that are not padded take more registers
-    elif itemsize == 4:
-        warps = 4
-    queries = max(16, min(64, queries, kept // (call.constants["BLOCK_D"] * itemsize)))
-    tiles = {"BLOCK_T": queries, "BLOCK_S": 16 if call.compact_keys else min(64, keys), "num_warps": warps}
+        kept = 1024  # few queries, as few keys
+    elif backward and (compact or queries > 64):
+        kept = 2048 if call.padded or itemsize == 4 else 1024
+    elif backward and not call.padded and row >= 64:
+        warps = 4 if partial and itemsize == 2 else 8
+    side = max(16, min(64, queries, kept // row))
+    if compact and backward:
+        if side < queries:
+            side = min(32, side)  # of two launches
+        if 64 == side > call.constants["QUERIES"] or (partial and row >= 64):
+            warps = max(warps, 2)
+    most_keys = 64
+    if compact:
+        most_keys = 16 if partial or not call.compact_output else side
+    tiles = {"BLOCK_T": side, "BLOCK_S": min(most_keys, keys), "num_warps": warps}
     most = {name: tile_side(call.constants[side]) for name, side in (("BLOCK_T", "QUERIES"), ("BLOCK_S", "KEYS"))}
     shape = {"head_dim": call.head_dim, "queries": call.constants["QUERIES"], "keys": call.constants["KEYS"]}
     dtype = call.pointers[0].dtype  # type: ignore[union-attr]
     kind = {"visible": call.compact_keys, "compact": call.compact_output, "padded": call.padded}
     return tuned(kernel, tiles, most=most, dtype=dtype, **shape, **kind)
+
+
+def _maxnreg(call: Attention) -> int | None:
+    """All registers, where ptxas would else spill some to have one more program run at once."""
+    row = call.constants["BLOCK_D"] * call.pointers[0].element_size()  # type: ignore[union-attr]
+    return 255 if call.compact_keys or row > 64 or not call.padded else None
 
 
 def _strides(call: Attention, *tensors: Tensor) -> tuple[list[Tensor], list[int], int]:
@@ -234,6 +253,7 @@ def run_forward(call: Attention, out: Tensor, stats: Tensor | None = None) -> No
         **call.constants,
         OUT_STRIDE=stride,
         OUT_HEAD_STRIDE=head_stride,
+        maxnreg=_maxnreg(call),
         **_tiles(call, forward_kernel),
     )
 
@@ -270,7 +290,10 @@ def run_backward(
     launches, delta = [(True, True, 1)], None
     if query_tiles > 1:
         delta = torch.empty(heads, 2, rows, dtype=torch.float32, device=device)
-        launches = [(True, False, query_tiles), (False, True, 1 if call.compact_keys else -(-keys // tiles["BLOCK_S"]))]
+        launches = [
+            (True, call.compact_output, query_tiles),
+            (False, True, 1 if call.compact_keys else -(-keys // tiles["BLOCK_S"])),
+        ]
     for for_queries, for_keys, programs in launches:
         triton_launch.launch(
             backward_kernel,
@@ -286,7 +309,9 @@ def run_backward(
             D_HEAD_STRIDE=d_head_stride,
             FOR_QUERIES=for_queries,
             FOR_KEYS=for_keys,
-            **tiles,
+            WHOLE=tiles["BLOCK_T"],
+            maxnreg=_maxnreg(call),
+            **(tiles if for_queries else tiles | {"BLOCK_T": 16}),
         )
     if masked is not None:
         side_n, side_t = min(64, tile_side(keys)), min(64, tile_side(queries))

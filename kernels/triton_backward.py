@@ -16,8 +16,11 @@ from .triton_pairs import (
     load_queries,
     query_rows,
     store_head,
+    window_of_rows,
     window_rows,
     window_tables,
+    windows_that_fit,
+    windows_to_skip,
 )
 
 
@@ -32,7 +35,7 @@ def backward_kernel(
     Q_STRIDE: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
     DQ_STRIDE: tl.constexpr, DK_STRIDE: tl.constexpr, DV_STRIDE: tl.constexpr,
     HEAD_STRIDE: tl.constexpr, OUT_HEAD_STRIDE: tl.constexpr, D_HEAD_STRIDE: tl.constexpr, LANES: tl.constexpr,
-    FOR_QUERIES: tl.constexpr, FOR_KEYS: tl.constexpr,
+    FOR_QUERIES: tl.constexpr, FOR_KEYS: tl.constexpr, WHOLE: tl.constexpr,
     PADDED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """`stats` as the forward kernel wrote them; `masked_ds` (heads, rows of out), gradient of the masked key's scores.
@@ -45,6 +48,7 @@ def backward_kernel(
     denominator, to the second.
     """
     ONLY_VISIBLE: tl.constexpr = COMPACT_Q and masked_ptr is None
+    PACKED: tl.constexpr = ONLY_VISIBLE and mask_ptr is None and FOR_QUERIES
     EXCLUDE: tl.constexpr = offsets_ptr is not None and masked_ptr is None
     ALL_KEYS: tl.constexpr = offsets_ptr is None and KEYS <= BLOCK_S
     ONE_TILE: tl.constexpr = ALL_KEYS and FOR_QUERIES and FOR_KEYS
@@ -68,14 +72,31 @@ def backward_kernel(
         d_masked_ptr += program * (16 * BLOCK_D)
 
     first_window = chunk * windows_each
-    for step in range(0, tl.minimum(windows_each, windows - first_window)):
+    steps = tl.minimum(windows_each, windows - first_window)
+    least = 0  # queries of a window that this program has nothing to do for
+    if ONLY_VISIBLE:
+        least = tl.program_id(2) * BLOCK_T if FOR_QUERIES else WHOLE
+    step = windows_to_skip(offsets_ptr + first_window, steps, least) if ONLY_VISIBLE else 0
+    while step < steps:
         window = first_window + step
-        key_first, key_count = window_rows(window, offsets_ptr, KEYS)
-        out_first, out_count = window_rows(window, offsets_ptr if ONLY_VISIBLE else None, QUERIES)
+        taken, pack_ptr = 1, None
+        if PACKED:
+            pack_ptr = offsets_ptr + window
+            left = steps - step
+            if regions_ptr is not None:  # those of an image lie behind each other
+                left = tl.minimum(left, region_windows - window % region_windows)
+            taken = windows_that_fit(pack_ptr, left, WHOLE)
+        key_first, key_count = window_rows(window, taken, offsets_ptr, KEYS)
+        out_first, out_count = key_first, key_count
+        if not ONLY_VISIBLE:
+            out_first, out_count = window_rows(window, 1, None, QUERIES)
         q_first = key_first if COMPACT_Q else out_first
         window_rows_ptr, region_ptr, window_mask_ptr = window_tables(
             window, rows_ptr, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
         )
+        gives = FOR_KEYS  # whether what queries give to keys is made here
+        if ONLY_VISIBLE and FOR_QUERIES and FOR_KEYS:
+            gives = out_count <= WHOLE
         window_position_ptr = None if position_ptr is None else position_ptr + key_first
         window_q_ptr = q_ptr + q_first * Q_STRIDE + column
         window_k_ptr = k_ptr + key_first * K_STRIDE + column
@@ -114,8 +135,9 @@ def backward_kernel(
                     v = load_head(window_v_ptr, key_row, key_valid, V_STRIDE, LANES, BLOCK_D)
                     bias = load_bias(head_bias_ptr, place, valid, key_place, key_valid, QUERIES)
                     added = add_window_tables(
-                        bias, window_mask_ptr, region_ptr, place, valid, key_place, key_valid, QUERIES, KEYS, EXCLUDE
-                    )
+                        bias, window_mask_ptr, region_ptr, place, valid, key_place, key_valid, QUERIES, KEYS, EXCLUDE,
+                        out_row, key_row, pack_ptr, taken,
+                    )  # fmt: skip
                     p, dp = pair_gradients(
                         k, v, q, grad, added, window_stats_ptr + out_row, valid, scale, PRECISION
                     )  # fmt: skip
@@ -156,8 +178,9 @@ def backward_kernel(
                 if not ONE_TILE:
                     bias = load_bias(head_bias_ptr, place, valid, key_place, key_valid, QUERIES)
                 added = add_window_tables(
-                    bias, window_mask_ptr, region_ptr, place, valid, key_place, key_valid, QUERIES, KEYS, EXCLUDE
-                )
+                    bias, window_mask_ptr, region_ptr, place, valid, key_place, key_valid, QUERIES, KEYS, EXCLUDE,
+                    out_row, key_row, pack_ptr, taken,
+                )  # fmt: skip
                 p, dp = pair_gradients(k, v, q, grad, added, window_stats_ptr + out_row, valid, scale, PRECISION)
                 if EXACT:
                     if ALL_KEYS and FOR_QUERIES:
@@ -166,18 +189,27 @@ def backward_kernel(
                         delta = tl.sum(p * dp, 0) * share
                     p *= share[None, :]
                 ds = p * (dp - delta[None, :])
-                if FOR_KEYS:
+                if gives:
                     dv = tl.dot(p.to(q.dtype), grad, dv, input_precision=PRECISION)
                 small_ds = ds.to(q.dtype)
                 if ONE_TILE:
                     d_bias += ds
-                elif FOR_KEYS:
+                elif PACKED:
+                    if gives:
+                        key_window = window_of_rows(key_row, pack_ptr, taken)
+                        query_window = window_of_rows(out_row, pack_ptr, taken)
+                        for i in range(0, taken):  # one after the other: they meet at the same places
+                            add_to_rows(
+                                d_bias_ptr, small_ds, key_place, key_valid & (key_window == i), place,
+                                valid & (query_window == i), QUERIES,
+                            )  # fmt: skip
+                elif gives:
                     add_to_rows(d_bias_ptr, small_ds, key_place, key_valid, place, valid, QUERIES)
                 if FOR_QUERIES:
                     dq = tl.dot(tl.trans(small_ds), k, dq, input_precision=PRECISION)
-                if FOR_KEYS:
+                if gives:
                     dk = tl.dot(small_ds, q, dk, input_precision=PRECISION)
-            if FOR_KEYS:
+            if gives:
                 store_head(dv_ptr + key_first * DV_STRIDE + d_column, key_row, key_valid, dv, DV_STRIDE, LANES, BLOCK_D)
                 dk *= dot_scale
                 store_head(dk_ptr + key_first * DK_STRIDE + d_column, key_row, key_valid, dk, DK_STRIDE, LANES, BLOCK_D)
@@ -191,6 +223,9 @@ def backward_kernel(
                 tl.store(window_delta_ptr + out_rows + out_row, share, mask=valid)
             if masked_ptr is not None:
                 dq_masked += folded(tl.where((valid & (q_row < 0))[:, None], dq, 0.0))
+        step += taken
+        if ONLY_VISIBLE:
+            step += windows_to_skip(offsets_ptr + first_window + step, steps - step, least)
 
     if FOR_QUERIES and masked_ptr is not None:
         row, dim = tl.arange(0, 16), tl.arange(0, BLOCK_D)

@@ -15,6 +15,7 @@ from .triton_pairs import (
     store_head,
     window_rows,
     window_tables,
+    windows_that_fit,
 )
 
 
@@ -35,6 +36,7 @@ def forward_kernel(
     The first two are apart because the logarithm of both would lose digits where scores are large.
     """
     ONLY_VISIBLE: tl.constexpr = COMPACT_Q and masked_ptr is None
+    PACKED: tl.constexpr = ONLY_VISIBLE and mask_ptr is None
     EXCLUDE: tl.constexpr = offsets_ptr is not None and masked_ptr is None
     ONE_TILE: tl.constexpr = offsets_ptr is None and KEYS <= BLOCK_S and QUERIES <= BLOCK_T
     head = tl.program_id(0)
@@ -49,10 +51,21 @@ def forward_kernel(
         bias = load_bias(head_bias_ptr, query, query < QUERIES, key, key < KEYS, QUERIES)
 
     first_window = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * windows_each
-    for step in range(0, tl.minimum(windows_each, windows - first_window)):
+    steps = tl.minimum(windows_each, windows - first_window)
+    step = 0
+    while step < steps:
         window = first_window + step
-        key_first, key_count = window_rows(window, offsets_ptr, KEYS)
-        out_first, out_count = window_rows(window, offsets_ptr if ONLY_VISIBLE else None, QUERIES)
+        taken, pack_ptr = 1, None
+        if PACKED:
+            pack_ptr = offsets_ptr + window
+            left = steps - step
+            if regions_ptr is not None:  # those of an image lie behind each other
+                left = tl.minimum(left, region_windows - window % region_windows)
+            taken = windows_that_fit(pack_ptr, left, BLOCK_T)
+        key_first, key_count = window_rows(window, taken, offsets_ptr, KEYS)
+        out_first, out_count = key_first, key_count
+        if not ONLY_VISIBLE:
+            out_first, out_count = window_rows(window, 1, None, QUERIES)
         q_first = key_first if COMPACT_Q else out_first
         window_rows_ptr, region_ptr, window_mask_ptr = window_tables(
             window, rows_ptr, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
@@ -84,8 +97,9 @@ def forward_kernel(
                 if not ONE_TILE:
                     bias = load_bias(head_bias_ptr, place, valid, key_place, key_valid, QUERIES)
                 added = add_window_tables(
-                    bias, window_mask_ptr, region_ptr, place, valid, key_place, key_valid, QUERIES, KEYS, EXCLUDE
-                )
+                    bias, window_mask_ptr, region_ptr, place, valid, key_place, key_valid, QUERIES, KEYS, EXCLUDE,
+                    out_row, key_row, pack_ptr, taken,
+                )  # fmt: skip
                 k = load_head(k_ptr + key_first * K_STRIDE + column, key_row, key_valid, K_STRIDE, LANES, BLOCK_D)
                 v = load_head(v_ptr + key_first * V_STRIDE + column, key_row, key_valid, V_STRIDE, LANES, BLOCK_D)
                 score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + tl.trans(added)
@@ -107,3 +121,4 @@ def forward_kernel(
                 tl.store(row_ptr + out_rows, share, mask=valid)
                 if masked_ptr is not None:
                     tl.store(row_ptr + 2 * out_rows, tl.exp2(masked_score - highest), mask=valid)
+        step += taken

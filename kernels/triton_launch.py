@@ -22,8 +22,20 @@ def product_precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
-    """Start `kernel` on the device of its first tensor; `constants` are its constexpr parameters."""
+def compile_options(num_warps: int, maxnreg: int | None, nvidia: bool) -> dict[str, int]:
+    """What Triton compiles a kernel with, besides its constants."""
+    options = {"num_warps": num_warps, "num_stages": NUM_STAGES}
+    return options | {"maxnreg": maxnreg} if nvidia and maxnreg is not None else options
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, maxnreg: int | None = None, **constants: Any
+) -> None:
+    """Start `kernel` on the device of its first tensor; `constants` are its constexpr parameters.
+
+    maxnreg: the registers that a thread may have on NVIDIA devices. Without a limit ptxas may spill a few of them to
+        make room for one more program.
+    """
     first = next(argument for argument in arguments if isinstance(argument, Tensor))
     with torch.cuda.device_of(first):
-        kernel[grid](*arguments, num_warps=num_warps, num_stages=NUM_STAGES, **constants)
+        kernel[grid](*arguments, **compile_options(num_warps, maxnreg, torch.version.hip is None), **constants)

@@ -24,15 +24,49 @@ def rows_of_places_kernel(offsets_ptr, position_ptr, rows_ptr, PLACES: tl.conste
 
 
 @triton.jit
-def window_rows(window, offsets_ptr, ROWS: tl.constexpr):
-    """First row and number of rows of a window: in the list of visible tokens, or of a windowed tensor."""
+def window_rows(window, windows, offsets_ptr, ROWS: tl.constexpr):
+    """First row and number of rows: of adjacent windows in a list, or of one in a windowed tensor."""
     first = window.to(tl.int64) * ROWS
     count = ROWS
     if offsets_ptr is not None:
         begin = tl.load(offsets_ptr + window)
-        count = tl.load(offsets_ptr + window + 1) - begin
+        count = tl.load(offsets_ptr + window + windows) - begin
         first = begin.to(tl.int64)
     return first, count
+
+
+@triton.jit
+def windows_that_fit(offsets_ptr, left, MOST: tl.constexpr):
+    """How many of the first windows of a list have at most MOST rows together, at least 1; left: how many there are."""
+    begin = tl.load(offsets_ptr)
+    taken = 1
+    while (taken < left) & (tl.load(offsets_ptr + tl.minimum(taken + 1, left)) - begin <= MOST):
+        taken += 1
+    return taken
+
+
+@triton.jit
+def window_of_rows(row, offsets_ptr, windows):
+    """Which of the first windows of a list each row lies in, counted from the first one's first."""
+    begin = tl.load(offsets_ptr)
+    window = tl.zeros_like(row)
+    for i in range(1, windows):
+        window += (row >= tl.load(offsets_ptr + i) - begin).to(tl.int32)
+    return window
+
+
+@triton.jit
+def windows_to_skip(offsets_ptr, left, least):
+    """How many of the first windows of a list have at most `least` rows; left: how many there are."""
+    skipped = 0
+    while (skipped < left) & (first_count(offsets_ptr + tl.minimum(skipped, left - 1)) <= least):
+        skipped += 1
+    return skipped
+
+
+@triton.jit
+def first_count(offsets_ptr):
+    return tl.load(offsets_ptr + 1) - tl.load(offsets_ptr)
 
 
 @triton.jit
@@ -130,16 +164,38 @@ def load_bias(bias_ptr, query_place, query_valid, key_place, key_valid, QUERIES:
 
 
 @triton.jit
+def kind_of_rows(row, place, valid, region_ptr, offsets_ptr, windows, KEYS: tl.constexpr):
+    """A number that rows share which lie in the same window, of `windows` adjacent ones, and shift region."""
+    window = window_of_rows(row, offsets_ptr, windows)
+    kind = window << 16
+    if region_ptr is not None:
+        kind += tl.load(region_ptr + window * KEYS + place, mask=valid, other=0)
+    return kind
+
+
+@triton.jit
 def add_window_tables(
     bias, mask_ptr, region_ptr, query_place, query_valid, key_place, key_valid,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, EXCLUDE: tl.constexpr,
+    query_row=None, key_row=None, offsets_ptr=None, windows=1,
 ):  # fmt: skip
-    """The position bias with window mask and shift regions: all that is added to scores."""
+    """The position bias with window mask and shift regions: all that is added to scores.
+
+    windows: of how many adjacent ones the rows are; offsets_ptr: those of these windows. Keys of others are no keys.
+    """
     if mask_ptr is not None:
         pair = key_place[:, None] * QUERIES + query_place[None, :]
         bias += tl.load(mask_ptr + pair, mask=key_valid[:, None] & query_valid[None, :], other=0.0)
+    several = False
     if region_ptr is not None:
         several = tl.load(region_ptr) != tl.load(region_ptr + KEYS - 1)  # then first and last place differ
+    if offsets_ptr is not None:  # noqa: SIM102 (known when it is compiled)
+        if windows > 1:
+            query_kind = kind_of_rows(query_row, query_place, query_valid, region_ptr, offsets_ptr, windows, KEYS)
+            key_kind = kind_of_rows(key_row, key_place, key_valid, region_ptr, offsets_ptr, windows, KEYS)
+            bias = tl.where(key_kind[:, None] != query_kind[None, :], float("-inf"), bias)
+            several = False
+    if region_ptr is not None:  # noqa: SIM102
         if several:
             foreign = is_foreign(region_ptr, query_place, query_valid, key_place, key_valid)
             bias = tl.where(foreign, float("-inf") if EXCLUDE else bias - FOREIGN, bias)

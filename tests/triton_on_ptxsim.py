@@ -45,9 +45,13 @@ def is_constant(argument: Any) -> bool:
 
 
 def compile_kernel(kernel: Any, arguments: tuple, num_warps: int, constants: dict[str, Any], target: GPUTarget) -> Any:
-    """What Triton compiles for these arguments at run time, for any GPU and on any machine."""
+    """What Triton compiles for these arguments at run time, for any GPU and on any machine.
+
+    constants: with `maxnreg`, if it is given.
+    """
     signature, attributes = {}, {}
     constants = dict(constants)
+    options = triton_launch.compile_options(num_warps, constants.pop("maxnreg", None), target.backend == "cuda")
     for position, name in enumerate(kernel.arg_names):
         argument = arguments[position] if position < len(arguments) else constants[name]
         if position >= len(arguments) or is_constant(argument):
@@ -61,7 +65,7 @@ def compile_kernel(kernel: Any, arguments: tuple, num_warps: int, constants: dic
         if signature[name] != "constexpr" and aligned:
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target, {"num_warps": num_warps, "num_stages": triton_launch.NUM_STAGES})
+    return triton.compile(source, target, options)
 
 
 def given_names(kernel: Any, arguments: tuple) -> list[str]:
