@@ -96,38 +96,37 @@ def dense_kernel(
     tl.store(out_ptr + out_tile, out.to(out_ptr.dtype.element_ty), mask=in_head)
 
 
-def visible_tokens(exact: bool) -> VisibleTokens:
-    """75 % of the tokens masked, in shifted windows."""
+def visible_tokens(masked: float, exact: bool) -> VisibleTokens:
+    """This share of the tokens masked, in shifted windows."""
     windows = Windows(64, 64, (8, 8), (4, 4))
     key = torch.tensor(1), torch.tensor(0), torch.arange(BATCH)
-    return VisibleTokens.from_keep(~token_mask(*key, windows.tokens, 0.75, windows=windows, exact=exact), windows)
+    return VisibleTokens.from_keep(~token_mask(*key, windows.tokens, masked, windows=windows, exact=exact), windows)
 
 
 def counted() -> list[Counted]:
-    """Every kernel at the published size, a sample of the windows run."""
+    """Every kernel at the published size, and with two heads of 32, a sample of the windows run."""
     found = []
-    for name, use, exact, padded in [
-        ("75 % masked", "zero", False, True),
-        ("exact", "zero", True, True),
-        ("75 % masked, heads not padded", "zero", False, False),
-        ("dense", "dense", False, True),
+    for name, use, masked, exact, padded, heads, head_dim in [
+        ("75 % masked", "zero", 0.75, False, True, HEADS, HEAD_DIM),
+        ("exact", "zero", 0.75, True, True, HEADS, HEAD_DIM),
+        ("75 % masked, heads not padded", "zero", 0.75, False, False, HEADS, HEAD_DIM),
+        ("75 % masked, 2 heads of 32, not padded", "zero", 0.75, False, False, 2, 32),
+        ("only visible, 75 % masked", "visible", 0.75, False, True, HEADS, HEAD_DIM),
+        ("only visible, 90 % masked", "visible", 0.9, False, True, HEADS, HEAD_DIM),
+        ("dense", "dense", 0.75, False, True, HEADS, HEAD_DIM),
     ]:
-        plan = visible_tokens(exact)
+        plan = visible_tokens(masked, exact)
         windows = BATCH * plan.windows.count
-        keys = 64 if use == "dense" else len(plan.index) / windows
+        keys = plan.offsets.diff().double()
+        pairs = {"dense": 64.0 * 64, "zero": 64 * keys.mean().item(), "visible": keys.square().mean().item()}[use]
         with on_ptxsim(every=EVERY, checks=False) as emulator:
-            attend(use, torch.bfloat16, HEADS, HEAD_DIM, plan, padded)
+            attend(use, torch.bfloat16, heads, head_dim, plan, padded)
         for launch in emulator.launches:
             kernel = launch.kernel.removesuffix("_kernel")
-            flops = PRODUCTS.get(kernel, 0) * windows * product_flops(keys)
-            if kernel in PRODUCTS or (use == "zero" and padded and not exact):
+            flops = PRODUCTS.get(kernel, 0) * windows * 2 * heads * pairs * head_dim
+            if kernel in PRODUCTS or name == "75 % masked":
                 found.append(Counted(f"{kernel}, {name}", launch, windows, ACTIVATIONS, flops))
     return [*found, plain_dense()]
-
-
-def product_flops(keys: float) -> float:
-    """Of one of a window's products of queries and keys, all heads."""
-    return 2 * HEADS * 64 * keys * HEAD_DIM
 
 
 def plain_dense() -> Counted:
@@ -138,7 +137,7 @@ def plain_dense() -> Counted:
     emulator = Emulator(every=EVERY)
     constants = {"HEADS": HEADS, "HEAD_DIM": HEAD_DIM, "TOKENS": 64, "BLOCK_D": 16}
     emulator.launch(dense_kernel, (windows, HEADS), *qkv.unbind(2), bias, out, 0.3, num_warps=4, **constants)
-    flops = 2 * windows * product_flops(64)
+    flops = 2 * windows * 2 * HEADS * 64 * 64 * HEAD_DIM
     return Counted("plain dense, for comparison", emulator.launches[0], windows, {"q_ptr", "out_ptr"}, flops)
 
 

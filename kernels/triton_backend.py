@@ -294,6 +294,8 @@ def run_backward(
             (True, call.compact_output, query_tiles),
             (False, True, 1 if call.compact_keys else -(-keys // tiles["BLOCK_S"])),
         ]
+    # The second launch has more to keep. Not in float32: there both should round p alike, which tiles may decide.
+    keys_tiles = tiles if grad_out.dtype == torch.float32 else tiles | {"BLOCK_T": 16}
     for for_queries, for_keys, programs in launches:
         triton_launch.launch(
             backward_kernel,
@@ -311,7 +313,7 @@ def run_backward(
             FOR_KEYS=for_keys,
             WHOLE=tiles["BLOCK_T"],
             maxnreg=_maxnreg(call),
-            **(tiles if for_queries else tiles | {"BLOCK_T": 16}),
+            **(tiles if for_queries else keys_tiles),
         )
     if masked is not None:
         side_n, side_t = min(64, tile_side(keys)), min(64, tile_side(queries))

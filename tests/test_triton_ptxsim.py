@@ -63,6 +63,13 @@ def test_every_use_and_dtype(use, dtype, shape):
     run(use, dtype, shape)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("use", USES)
+def test_large_scores_in_float32(use):
+    """Where one key takes nearly all, the gradients of scores must cancel."""
+    run(use, torch.float32, {"heads": 2, "grid": (2, 1), "batch": 1, "magnitude": 6.0})
+
+
 def test_tf32_only_if_asked_for(monkeypatch):
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     shape = {"heads": 1, "window": (4, 4), "shift": (0, 0), "grid": (1, 1), "batch": 1, "head_dim": 16}
