@@ -205,8 +205,8 @@ def _tiles(call: Attention, kernel: Any) -> dict[str, int]:
     side = max(16, min(64, queries, kept // row))
     if compact and backward:
         if side < queries:
-            side = min(32, side)  # of two launches
-        if 64 == side > call.constants["QUERIES"] or (partial and row >= 64):
+            side = min(16 if itemsize == 4 and call.constants["QUERIES"] % 32 else 32, side)  # of two launches
+        if (side > 16 and call.constants["QUERIES"] % side) or (partial and row >= 64):
             warps = max(warps, 2)
     most_keys = 64
     if compact:
@@ -221,8 +221,9 @@ def _tiles(call: Attention, kernel: Any) -> dict[str, int]:
 
 def _maxnreg(call: Attention) -> int | None:
     """All registers, where ptxas would else spill some to have one more program run at once."""
-    row = call.constants["BLOCK_D"] * call.pointers[0].element_size()  # type: ignore[union-attr]
-    return 255 if call.compact_keys or row > 64 or not call.padded else None
+    itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
+    small = call.padded and itemsize == 2 and call.constants["BLOCK_D"] <= 32
+    return None if small and not call.compact_keys else 255
 
 
 def _strides(call: Attention, *tensors: Tensor) -> tuple[list[Tensor], list[int], int]:
