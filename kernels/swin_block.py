@@ -248,8 +248,6 @@ def _run_cpu(inputs: BlockInputs) -> Tensor:
 
 def _triton_why_not(inputs: BlockInputs) -> str | None:
     channels = inputs.x.shape[-1]
-    if inputs.visible is not None and inputs.mode == "visible":
-        return "mode 'visible' is not in this kernel"
     if channels > MAX_TRITON_CHANNELS:
         return f"x has {channels} channels, at most {MAX_TRITON_CHANNELS} fit"
     head_dim = channels // inputs.weights.position_bias_table.shape[-1]

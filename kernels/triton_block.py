@@ -33,7 +33,7 @@ class _Block(NamedTuple):
     weights: SwinBlockWeights
     layout: Layout
     plan: VisibleTokens | None
-    drop: bool  # masked tokens are no keys
+    mode: str
     attention_scale: Tensor | None  # (B,), of drop path
     mlp_scale: Tensor | None
     packed: Tensor  # weights of q, k, v, and of the projection
@@ -41,17 +41,27 @@ class _Block(NamedTuple):
     packed_projection: Tensor
 
     @property
-    def all_rows(self) -> Rows:
-        return Rows(self.x.shape[0] * self.layout.windows.tokens)
+    def visible_rows(self) -> Rows | None:
+        return None if self.plan is None else Rows(len(self.plan.index), self.plan.index, self.plan.offsets)
+
+    @property
+    def only_rows(self) -> Rows | None:
+        """All that the block computes, where that is not every token."""
+        return self.visible_rows if self.mode == "visible" else None
+
+    @property
+    def rows(self) -> Rows:
+        """What leaves the attention."""
+        return self.only_rows or Rows(self.x.shape[0] * self.layout.windows.tokens)
 
     @property
     def qkv_rows(self) -> list[tuple[Rows, slice]]:
         """Rows, and which of q, k, v are computed of them."""
-        if self.plan is None:
-            return [(self.all_rows, slice(0, 3))]
-        visible = Rows(len(self.plan.index), self.plan.index, self.plan.offsets)
-        if self.drop:
-            return [(self.all_rows, slice(0, 1)), (visible, slice(1, 3))]
+        visible = self.visible_rows
+        if visible is None:
+            return [(self.rows, slice(0, 3))]
+        if self.mode == "drop":
+            return [(self.rows, slice(0, 1)), (visible, slice(1, 3))]
         return [(visible, slice(0, 3))]
 
     @property
@@ -61,13 +71,14 @@ class _Block(NamedTuple):
     def by_part(self, buffers: list[Tensor]) -> list[Tensor]:
         """q, k, v, each (rows, heads, head_dim) or (windows, tokens, heads, head_dim), from what `qkv_rows` says."""
         parts = [part for buffer in buffers for part in buffer[..., : self.layout.head_dim].unbind(1)]
-        windowed = 3 if self.plan is None else 1 if self.drop else 0
+        windowed = 3 if self.plan is None else 1 if self.mode == "drop" else 0
         size = self.layout.windows.size
         return [part.unflatten(0, (-1, size)) if i < windowed else part for i, part in enumerate(parts)]
 
     def by_window(self, heads: Tensor) -> Tensor:
-        """(windows, tokens, heads, head_dim)."""
-        return heads[:, 0, :, : self.layout.head_dim].unflatten(0, (-1, self.layout.windows.size))
+        """(windows, tokens, heads, head_dim), or (rows, heads, head_dim) where only visible tokens have a row."""
+        heads = heads[:, 0, :, : self.layout.head_dim]
+        return heads if self.only_rows else heads.unflatten(0, (-1, self.layout.windows.size))
 
 
 def _prepare(
@@ -95,7 +106,7 @@ def _prepare(
         w,
         layout,
         None if keep is None else VisibleTokens.from_keep(keep, windows),
-        MODES[mode] == "drop",
+        MODES[mode],
         scales[0],
         scales[1],
         packed,
@@ -106,7 +117,7 @@ def _prepare(
 
 def _masked(block: _Block) -> Tensor | None:
     """q, k, v of masked tokens, (3, heads, head_dim)."""
-    if block.plan is None or block.drop:
+    if block.plan is None or block.mode in ("drop", "visible"):
         return None
     w = block.weights
     masked = w.qkv_bias.float()
@@ -142,8 +153,8 @@ def _prepare_attention(block: _Block, qkv: list[Tensor]) -> Attention:
 
 
 def _attend(block: _Block, attention: Attention, stats: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What the attention gives, (tokens, 1, heads, head_stride) in window order, and x with its projection."""
-    layout, rows = block.layout, block.all_rows
+    """What the attention gives, (rows, 1, heads, head_stride), and x with its projection."""
+    layout, rows = block.layout, block.rows
     heads = block.x.new_empty(rows.capacity, 1, layout.heads, layout.head_stride, dtype=layout.dtype)
     run_forward(attention, block.by_window(heads), stats)
     bias = block.weights.proj_bias
@@ -155,7 +166,7 @@ def forward(*inputs: Any) -> Tensor:
     with torch.autocast(inputs[0].device.type, enabled=False):
         block = _prepare(*inputs)
         _, y = _attend(block, _prepare_attention(block, _queries_and_keys(block)))
-        return mlp(y, block.mlp, block.mlp_scale, block.layout.dtype)
+        return mlp(y, block.mlp, block.mlp_scale, block.layout.dtype, block.only_rows)
 
 
 def backward(grad_out: Tensor, *inputs: Any) -> list[Tensor]:
@@ -168,12 +179,12 @@ def backward(grad_out: Tensor, *inputs: Any) -> list[Tensor]:
 
 
 def _gradients(block: _Block, grad_out: Tensor) -> tuple[Tensor, list[Tensor]]:
-    w, layout, rows = block.weights, block.layout, block.all_rows
+    w, layout, rows = block.weights, block.layout, block.rows
     qkv = _queries_and_keys(block)
     attention = _prepare_attention(block, qkv)
     stats = torch.empty(layout.heads, 3, rows.capacity, dtype=torch.float32, device=block.x.device)
     heads, y = _attend(block, attention, stats)
-    dx, d_mlp = mlp_backward(grad_out, y, block.mlp, block.mlp_scale, layout.dtype)
+    dx, d_mlp = mlp_backward(grad_out, y, block.mlp, block.mlp_scale, layout.dtype, block.only_rows)
 
     d_proj, d_proj_bias = weight_gradient(layout, heads, rows, dx, block.attention_scale, norm=False)
     d_heads = rows_to_heads(layout, dx, rows, block.packed_projection, scale=block.attention_scale)

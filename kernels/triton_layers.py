@@ -104,8 +104,8 @@ def rows_to_heads(
 def project(
     layout: Layout, heads: Tensor, rows: Rows, packed: Tensor, bias: Tensor, x: Tensor, scale: Tensor | None
 ) -> Tensor:
-    """x + scale (heads W + bias), where x are all rows."""
-    y = torch.empty_like(x)
+    """x + scale (heads W + bias); tokens that are no rows stay as they are in x."""
+    y = torch.empty_like(x) if rows.tokens is None else x.clone()
     pointers = heads, packed, bias, x, scale, rows.tokens, rows.offsets, y
     _run(projection_kernel, layout, x, rows, len(packed), pointers)
     return y

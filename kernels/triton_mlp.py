@@ -7,7 +7,9 @@ import triton
 from torch import Tensor
 
 from . import triton_launch
+from .geometry import Windows
 from .triton_launch import product_precision, tile_side
+from .triton_layers import Layout, Rows, weight_gradient
 from .triton_mlp_kernels import fold_kernel, inputs_kernel, mlp_kernel, unfold_kernel, weights_kernel
 from .tuning import tuned
 
@@ -45,7 +47,8 @@ CHUNKS = 216
 class _Call(NamedTuple):
     folded: tuple[Tensor, Tensor, Tensor]  # w1, b1, w2
     images: int
-    tokens: int
+    tokens: int  # of an image
+    rows: Rows | None
     constants: dict[str, Any]
 
     @property
@@ -53,10 +56,19 @@ class _Call(NamedTuple):
         return bool(self.constants["BLOCK_C"] > 64)
 
     def tiles(self, rows: int) -> int:
+        if self.rows is not None:
+            return max(1, triton.cdiv(self.rows.capacity, rows))
         return self.images * triton.cdiv(self.tokens, rows)
 
+    @property
+    def which_rows(self) -> tuple[Tensor | int | None, ...]:
+        """Arguments of the kernels: list of rows, offsets, tokens of an image, place of the number of rows."""
+        if self.rows is None or self.rows.offsets is None:
+            return None, None, self.tokens, 0
+        return self.rows.tokens, self.rows.offsets, self.tokens, len(self.rows.offsets) - 1
 
-def _prepare(x: Tensor, weights: MlpWeights, dtype: torch.dtype) -> _Call:
+
+def _prepare(x: Tensor, weights: MlpWeights, dtype: torch.dtype, rows: Rows | None) -> _Call:
     hidden, channels = weights.fc1_weight.shape
     block_c = tile_side(channels)
     most = 128 if block_c <= 64 else 64  # a multiple of every tile of hidden units
@@ -67,7 +79,7 @@ def _prepare(x: Tensor, weights: MlpWeights, dtype: torch.dtype) -> _Call:
     constants: dict[str, Any] = {"CHANNELS": channels, "HIDDEN": hidden, "BLOCK_C": block_c, "BLOCK_M": 32}
     triton_launch.launch(fold_kernel, (units // 32,), *arguments, num_warps=4, **constants)
     constants = {"CHANNELS": channels, "HIDDEN": units, "BLOCK_C": block_c, "PRECISION": product_precision()}
-    return _Call((w1, b1, w2), x.shape[0], x[0].numel() // channels, constants)
+    return _Call((w1, b1, w2), x.shape[0], x[0].numel() // channels, rows, constants)
 
 
 def _tiles(kernel: Any, call: _Call) -> dict[str, int]:
@@ -79,7 +91,9 @@ def _tiles(kernel: Any, call: _Call) -> dict[str, int]:
     return tuned(kernel, tiles, most={"BLOCK_M": max(64, units)}, dtype=call.folded[0].dtype, **sizes)
 
 
-def mlp(x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+def mlp(
+    x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype, rows: Rows | None = None
+) -> Tensor:
     """x + scale * MLP(LayerNorm(x)).
 
     Args:
@@ -87,17 +101,18 @@ def mlp(x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype
         weights: of any floating dtype.
         scale: (B,) float32, the drop-path factor of each image; None = 1.
         dtype: what is multiplied: bfloat16, float16 or float32; sums, LayerNorm and GELU are float32.
+        rows: of a plan: only these are computed, in place.
 
     Returns:
-        Like x.
+        Like x; x itself with `rows`.
     """
-    call = _prepare(x, weights, dtype)
-    y = torch.empty_like(x)
+    call = _prepare(x, weights, dtype, rows)
+    y = torch.empty_like(x) if rows is None else x
     tiles = _tiles(mlp_kernel, call)
     triton_launch.launch(
         mlp_kernel,
         (call.tiles(tiles["BLOCK_R"]),),
-        *(x, *call.folded, weights.fc2_bias, scale, y, call.tokens),
+        *(x, *call.folded, weights.fc2_bias, scale, y, *call.which_rows),
         **call.constants,
         **tiles,
     )
@@ -105,24 +120,31 @@ def mlp(x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype
 
 
 def mlp_backward(
-    grad: Tensor, x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype
+    grad: Tensor, x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype, rows: Rows | None = None
 ) -> tuple[Tensor, MlpWeights]:
     """The gradients of x and of each weight, in their dtypes, given that of y (contiguous) and the inputs of `mlp`.
 
-    The same bits every time.
+    With `rows`, x is what it was before `mlp`, and the gradient of all other rows is that of y. The same bits every time.
     """
-    call = _prepare(x, weights, dtype)
+    call = _prepare(x, weights, dtype, rows)
     shared = (grad, x, *call.folded, scale)
-    dx = torch.empty_like(x)
-    operands: tuple[Tensor | None, ...] = (None,) * 4
+    dx = torch.empty_like(x) if rows is None else grad.clone()
+    operands: list[Tensor | None] = [None] * 4
     if call.wide:
-        rows, channels = x.numel() // x.shape[-1], x.shape[-1]
-        widths = channels, channels, call.constants["HIDDEN"], call.constants["HIDDEN"]
-        operands = tuple(torch.empty(rows, width, dtype=dtype, device=x.device) for width in widths)
+        channels, units = x.shape[-1], call.constants["HIDDEN"]
+        count = x.numel() // channels if rows is None else rows.capacity
+        operands = [torch.empty(count, width, dtype=dtype, device=x.device) for width in (channels, channels, units, units)]
+        if rows is not None:
+            operands[:2] = None, None
     tiles = _tiles(inputs_kernel, call)
     grid = (call.tiles(tiles["BLOCK_R"]),)
-    triton_launch.launch(inputs_kernel, grid, *shared, dx, *operands, call.tokens, **call.constants, **tiles)
-    sums = _products(*operands) if call.wide else _chunks(call, shared)  # type: ignore[arg-type]
+    triton_launch.launch(inputs_kernel, grid, *shared, dx, *operands, *call.which_rows, **call.constants, **tiles)
+    if not call.wide:
+        sums = _chunks(call, shared)
+    elif rows is None:
+        sums = _products(*operands)  # type: ignore[arg-type]
+    else:
+        sums = _products_of_rows(call, rows, x, grad, scale, *operands[2:])  # type: ignore[arg-type]
     return dx, _unfold(weights, *sums)
 
 
@@ -130,15 +152,14 @@ def _chunks(call: _Call, shared: tuple[Tensor | None, ...]) -> tuple[Tensor, ...
     """Gradients of W1, W2 transposed, b1 and b2, over chunks of rows: nothing of a hidden unit is stored."""
     tiles = _tiles(weights_kernel, call)
     count = call.tiles(tiles["BLOCK_R"])
-    each = triton.cdiv(count, CHUNKS)
-    chunks = triton.cdiv(count, each)
+    chunks = triton.cdiv(count, triton.cdiv(count, CHUNKS))
     units, channels = call.constants["HIDDEN"], call.constants["BLOCK_C"]
     sizes = (units * channels, units * channels, units, channels)
     parts = torch.empty(chunks, sum(sizes), dtype=torch.float32, device=call.folded[0].device)
     triton_launch.launch(
         weights_kernel,
         (chunks, units // tiles["BLOCK_M"]),
-        *(*shared, parts, call.tokens, count, each),
+        *(*shared, parts, *call.which_rows, count),
         **call.constants,
         **tiles,
     )
@@ -155,6 +176,19 @@ def _products(normed: Tensor, d_branch: Tensor, activated: Tensor, d_hidden: Ten
         d_hidden.sum(0, dtype=torch.float32),
         d_branch.sum(0, dtype=torch.float32),
     )
+
+
+def _products_of_rows(
+    call: _Call, rows: Rows, x: Tensor, grad: Tensor, scale: Tensor | None, activated: Tensor, d_hidden: Tensor
+) -> tuple[Tensor, ...]:
+    """The same where the number of rows is known on the device only: PyTorch's products would be of every token."""
+    units = d_hidden.shape[1]
+    layout = Layout(Windows(1, call.tokens, (1, 1)), 1, units, units, d_hidden.dtype)
+    d_hidden, activated = (tensor.view(-1, 1, 1, units) for tensor in (d_hidden, activated))
+    x, grad = (tensor.view(call.images, 1, call.tokens, -1) for tensor in (x, grad))
+    dw1, db1 = weight_gradient(layout, d_hidden, rows, x, norm=True)
+    dw2, db2 = weight_gradient(layout, activated, rows, grad, scale, norm=False)
+    return dw1, dw2, db1, db2
 
 
 def _unfold(weights: MlpWeights, dw1: Tensor, dw2: Tensor, db1: Tensor, db2: Tensor) -> MlpWeights:

@@ -1,7 +1,8 @@
 """The MLP half of a Swin block in Triton: y = x + s (gelu(LN(x) W1^T + b1) W2^T + b2).
 
 R rows, C channels, M hidden units. LayerNorm's affine part is folded into W1 and b1. Weights are (M, C) and padded, so
-that they are read in whole vectors. A tile of hidden units never leaves its program.
+that they are read in whole vectors. A tile of hidden units never leaves its program. Rows are all tokens, or those of a
+plan (index_ptr, and offsets_ptr with their number at `segments`).
 """
 
 import triton
@@ -37,21 +38,28 @@ def load_weight(w_ptr, unit, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def load_scale(scale_ptr, image):
-    """The drop-path factor of an image."""
+def tile_rows(tile, scale_ptr, index_ptr, offsets_ptr, tokens, segments, BLOCK_R: tl.constexpr):
+    """Of a tile: its places in a list of rows, the rows, which of them exist, and their drop-path factor.
+
+    The factor is a scalar without a plan, for a tile then lies in one image, and (BLOCK_R, 1) with one.
+    """
     scale = 1.0
-    if scale_ptr is not None:
-        scale = tl.load(scale_ptr + image)
-    return scale
-
-
-@triton.jit
-def tile_rows(tile, tokens, BLOCK_R: tl.constexpr):
-    """Image and rows of a tile, and which of them exist. A tile lies in one image: the division is of scalars."""
-    tiles = tl.cdiv(tokens, BLOCK_R)
-    image = tile // tiles
-    token = (tile % tiles) * BLOCK_R + tl.arange(0, BLOCK_R)
-    return image, image.to(tl.int64) * tokens + token, token < tokens
+    if index_ptr is not None:
+        place = tile * BLOCK_R + tl.arange(0, BLOCK_R)
+        valid = place < tl.load(offsets_ptr + segments)
+        row = tl.load(index_ptr + place, mask=valid, other=0)
+        if scale_ptr is not None:
+            scale = tl.load(scale_ptr + row // tokens, mask=valid, other=0.0)[:, None]
+    else:
+        tiles = tl.cdiv(tokens, BLOCK_R)
+        image = tile // tiles
+        token = (tile % tiles) * BLOCK_R + tl.arange(0, BLOCK_R)
+        valid = token < tokens
+        row = image.to(tl.int64) * tokens + token
+        place = row
+        if scale_ptr is not None:
+            scale = tl.load(scale_ptr + image)
+    return place, row, valid, scale
 
 
 @triton.jit
@@ -88,18 +96,20 @@ def gelu_slope(x, tail):
 
 @triton.jit
 def mlp_kernel(
-    x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, scale_ptr, y_ptr, tokens,
+    x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, scale_ptr, y_ptr, index_ptr, offsets_ptr, tokens, segments,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    image, row, valid = tile_rows(tl.program_id(0), tokens, BLOCK_R)
+    if index_ptr is not None:
+        if tl.program_id(0) * BLOCK_R >= tl.load(offsets_ptr + segments):
+            return
+    _, row, valid, scale = tile_rows(tl.program_id(0), scale_ptr, index_ptr, offsets_ptr, tokens, segments, BLOCK_R)
     channel = tl.arange(0, BLOCK_C)
     x = load_rows(x_ptr, row, valid, CHANNELS, BLOCK_C)
     normed, _ = normalise(x, CHANNELS)
     normed = normed.to(w1_ptr.dtype.element_ty)
-    scale = load_scale(scale_ptr, image)
     b2 = tl.load(b2_ptr + channel, mask=channel < CHANNELS, other=0.0).to(tl.float32)
-    y = x + (scale * b2)[None, :]  # the sum starts here, so that x needs no registers of its own
+    y = x + scale * b2[None, :]  # the sum starts here, so that x needs no registers of its own
     for start in tl.range(0, HIDDEN, BLOCK_M, num_stages=STAGES):
         unit = start + tl.arange(0, BLOCK_M)
         w1, w2 = load_weight(w1_ptr, unit, BLOCK_C), load_weight(w2_ptr, unit, BLOCK_C)
@@ -111,16 +121,17 @@ def mlp_kernel(
 
 @triton.jit
 def load_rows_and_gradient(
-    x_ptr, grad_ptr, scale_ptr, tile, tokens, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr
-):
+    x_ptr, grad_ptr, scale_ptr, tile, index_ptr, offsets_ptr, tokens, segments,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
     """A tile's rows, normalised, and 1 / deviation; the gradients of y, and of its branch before the scale."""
-    image, row, valid = tile_rows(tile, tokens, BLOCK_R)
+    place, row, valid, scale = tile_rows(tile, scale_ptr, index_ptr, offsets_ptr, tokens, segments, BLOCK_R)
     normed, deviation = normalise(load_rows(x_ptr, row, valid, CHANNELS, BLOCK_C), CHANNELS)
     grad = load_rows(grad_ptr, row, valid, CHANNELS, BLOCK_C)
     # Always true. Without a condition Triton takes the loaded float32 through shared memory in place of the product's
     # 16-bit operand: registers spill, a fifth of the accesses conflict, and instructions grow by a third.
-    d_branch = tl.where(deviation[:, None] > 0.0, load_scale(scale_ptr, image) * grad, 0.0)
-    return row, valid, normed, deviation, grad, d_branch
+    d_branch = tl.where(deviation[:, None] > 0.0, scale * grad, 0.0)
+    return place, row, valid, normed, deviation, grad, d_branch
 
 
 @triton.jit
@@ -135,17 +146,23 @@ def store_operand(base_ptr, row, valid, tile, CHANNELS: tl.constexpr, BLOCK_C: t
 @triton.jit
 def inputs_kernel(
     grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, scale_ptr, dx_ptr, normed_ptr, d_branch_ptr, activated_ptr, d_hidden_ptr,
-    tokens,
+    index_ptr, offsets_ptr, tokens, segments,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dx of some rows; and, where they are asked for, the four operands of the products for the weights' gradients."""
-    row, valid, normed, deviation, grad, d_branch = load_rows_and_gradient(
-        x_ptr, grad_ptr, scale_ptr, tl.program_id(0), tokens, CHANNELS, BLOCK_C, BLOCK_R
+    """dx of some rows; and, where they are asked for, the operands of the products for the weights' gradients.
+
+    All four, a row to a row, or with a plan two, one below the other.
+    """
+    if index_ptr is not None:
+        if tl.program_id(0) * BLOCK_R >= tl.load(offsets_ptr + segments):
+            return
+    place, row, valid, normed, deviation, grad, d_branch = load_rows_and_gradient(
+        x_ptr, grad_ptr, scale_ptr, tl.program_id(0), index_ptr, offsets_ptr, tokens, segments, CHANNELS, BLOCK_C, BLOCK_R
     )
     dtype = w1_ptr.dtype.element_ty
     multiplied, d_branch = normed.to(dtype), d_branch.to(dtype)
-    if activated_ptr is not None:
+    if normed_ptr is not None:
         store_operand(normed_ptr, row, valid, multiplied, CHANNELS, BLOCK_C)
         store_operand(d_branch_ptr, row, valid, d_branch, CHANNELS, BLOCK_C)
     d_normed = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
@@ -157,7 +174,7 @@ def inputs_kernel(
         d_hidden = tl.dot(d_branch, tl.trans(w2), input_precision=PRECISION) * gelu_slope(hidden, tail)
         d_hidden = d_hidden.to(dtype)
         if activated_ptr is not None:
-            units = row[:, None] * HIDDEN + unit[None, :]
+            units = place.to(tl.int64)[:, None] * HIDDEN + unit[None, :]
             tl.store(activated_ptr + units, gelu(hidden, tail).to(dtype), mask=valid[:, None])
             tl.store(d_hidden_ptr + units, d_hidden, mask=valid[:, None])
         d_normed = tl.dot(d_hidden, w1, d_normed, input_precision=PRECISION)
@@ -167,17 +184,20 @@ def inputs_kernel(
 
 @triton.jit
 def weights_kernel(
-    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, scale_ptr, parts_ptr, tokens, tiles, each,
+    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, scale_ptr, parts_ptr, index_ptr, offsets_ptr, tokens, segments, tiles,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """What a chunk of rows, `each` of the `tiles` of BLOCK_R, gives to the gradients of some hidden units.
+    """What a chunk of rows, some of the `tiles` of BLOCK_R, gives to the gradients of some hidden units.
 
     A row of `parts` holds those of the folded W1 and of W2 transposed, both (HIDDEN, BLOCK_C), of b1, (HIDDEN,), and of
     b2, (BLOCK_C,). Hidden units are (units, rows) here: so the results of the first two products are operands of the
     others without a way through shared memory.
     """
     chunk = tl.program_id(0)
+    if index_ptr is not None:
+        tiles = tl.cdiv(tl.load(offsets_ptr + segments), BLOCK_R)
+    each = tl.cdiv(tiles, tl.num_programs(0))
     unit = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     channel = tl.arange(0, BLOCK_C)
     dtype = w1_ptr.dtype.element_ty
@@ -188,8 +208,8 @@ def weights_kernel(
     db1 = tl.zeros((BLOCK_M,), tl.float32)
     db2 = tl.zeros((BLOCK_C,), tl.float32)
     for tile in tl.range(chunk * each, tl.minimum(chunk * each + each, tiles), num_stages=STAGES):
-        _, _, normed, _, _, d_branch = load_rows_and_gradient(
-            x_ptr, grad_ptr, scale_ptr, tile, tokens, CHANNELS, BLOCK_C, BLOCK_R
+        _, _, _, normed, _, _, d_branch = load_rows_and_gradient(
+            x_ptr, grad_ptr, scale_ptr, tile, index_ptr, offsets_ptr, tokens, segments, CHANNELS, BLOCK_C, BLOCK_R
         )
         db2 += tl.sum(d_branch, 0)
         normed, d_branch = normed.to(dtype), d_branch.to(dtype)

@@ -20,7 +20,7 @@ from masked_swin.kernels import (
 )
 from masked_swin.kernels.geometry import shift_regions
 
-MODES = ("zero", "token", "drop")
+MODES = ("zero", "token", "drop", "visible")
 ONE_IMAGE = {"size": (16, 8), "batch": 1}
 RECTANGLE = SHAPES["rectangle"] | {"drop_path": True}
 QUICK = [
@@ -31,6 +31,8 @@ QUICK = [
     ("zero", RECTANGLE | {"keep": 0.0}),
     ("drop", RECTANGLE | {"keep": 0.0}),
     ("token", RECTANGLE | {"keep": 1.0, "shift": (0, 0)}),
+    ("visible", RECTANGLE),
+    ("visible", RECTANGLE | {"keep": 0.0}),
 ]
 
 
