@@ -72,8 +72,10 @@ def load_operand(
     operand = load_rows(x_ptr, token, valid, CHANNELS, BLOCK_C)
     if NORM:
         operand, _ = normalise(operand, CHANNELS)
-    elif scale_ptr is not None:
-        operand *= tl.load(scale_ptr + token // tokens_each, mask=valid, other=0.0)[:, None]
+    else:
+        if scale_ptr is not None:
+            operand *= tl.load(scale_ptr + token // tokens_each, mask=valid, other=0.0)[:, None]
+        operand = tl.where(valid[:, None], operand, 0.0)
     return operand
 
 
