@@ -178,6 +178,8 @@ def inputs_kernel(
             tl.store(activated_ptr + units, gelu(hidden, tail).to(dtype), mask=valid[:, None])
             tl.store(d_hidden_ptr + units, d_hidden, mask=valid[:, None])
         d_normed = tl.dot(d_hidden, w1, d_normed, input_precision=PRECISION)
+    # Read again: kept through the loop, the rows of a plan would take the registers of its sums.
+    _, row, valid, _ = tile_rows(tl.program_id(0), None, index_ptr, offsets_ptr, tokens, segments, BLOCK_R)
     dx = grad + normalise_backward(d_normed, normed, deviation, CHANNELS)
     store_rows(dx_ptr, row, valid, dx, CHANNELS, BLOCK_C)
 
