@@ -41,10 +41,10 @@ def linear_layers(dtype: torch.dtype, channels: int, heads: int) -> None:
     rows = triton_layers.Rows(len(plan.index), plan.index, plan.offsets)
     every_row = triton_layers.Rows(windows.tokens)
     x, channel = torch.zeros(1, 8, 16, channels), torch.zeros(channels)
-    packed, bias = triton_layers.pack_qkv(
+    packed = triton_layers.pack_qkv(
         layout, torch.zeros(3 * channels, channels), torch.zeros(3 * channels), (channel, channel)
     )
-    qkv = triton_layers.rows_to_heads(layout, x, rows, packed, bias)
+    qkv = triton_layers.rows_to_heads(layout, x, rows, packed)
     projection = triton_layers.pack_projection(layout, torch.zeros(channels, channels))
     out = triton_layers.rows_to_heads(layout, x, every_row, projection)
     triton_layers.project(layout, out, every_row, projection, channel, x, None)

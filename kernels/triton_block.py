@@ -15,6 +15,7 @@ from .swin_block import MODES, SwinBlockWeights
 from .triton_backend import Attention, padded_head_dim, prepare, run_backward, run_forward
 from .triton_layers import (
     Layout,
+    Packed,
     Rows,
     add_norm_gradient,
     pack_projection,
@@ -36,9 +37,8 @@ class _Block(NamedTuple):
     mode: str
     attention_scale: Tensor | None  # (B,), of drop path
     mlp_scale: Tensor | None
-    packed: Tensor  # weights of q, k, v, and of the projection
-    packed_bias: Tensor
-    packed_projection: Tensor
+    packed: Packed  # weights of q, k, v
+    packed_projection: Packed
 
     @property
     def visible_rows(self) -> Rows | None:
@@ -100,7 +100,6 @@ def _prepare(
     head_dim = x.shape[-1] // heads
     layout = Layout(windows, heads, head_dim, padded_head_dim(head_dim, dtype), dtype)
     scales = (None, None) if drop_path_scale is None else drop_path_scale.float().contiguous().unbind()
-    packed, packed_bias = pack_qkv(layout, w.qkv_weight, w.qkv_bias, (w.norm1_weight, w.norm1_bias))
     return _Block(
         x.contiguous(),
         w,
@@ -109,8 +108,7 @@ def _prepare(
         MODES[mode],
         scales[0],
         scales[1],
-        packed,
-        packed_bias,
+        pack_qkv(layout, w.qkv_weight, w.qkv_bias, (w.norm1_weight, w.norm1_bias)),
         pack_projection(layout, w.proj_weight),
     )
 
@@ -127,10 +125,7 @@ def _masked(block: _Block) -> Tensor | None:
 
 
 def _queries_and_keys(block: _Block) -> list[Tensor]:
-    return [
-        rows_to_heads(block.layout, block.x, rows, block.packed[parts], block.packed_bias[parts])
-        for rows, parts in block.qkv_rows
-    ]
+    return [rows_to_heads(block.layout, block.x, rows, block.packed.part(parts)) for rows, parts in block.qkv_rows]
 
 
 def _prepare_attention(block: _Block, qkv: list[Tensor]) -> Attention:
@@ -196,7 +191,7 @@ def _gradients(block: _Block, grad_out: Tensor) -> tuple[Tensor, list[Tensor]]:
 
     weights, biases = [], []
     for (qkv_rows, parts), part in zip(block.qkv_rows, d_qkv, strict=True):
-        add_norm_gradient(layout, part, qkv_rows, block.packed[parts], block.x, dx)
+        add_norm_gradient(layout, part, qkv_rows, block.packed.part(parts), block.x, dx)
         d_weight, d_part_bias = weight_gradient(layout, part, qkv_rows, block.x, norm=True)
         weights.append(d_weight)
         biases.append(d_part_bias)

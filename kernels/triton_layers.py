@@ -42,6 +42,18 @@ class Layout(NamedTuple):
     dtype: torch.dtype
 
 
+class Packed(NamedTuple):
+    """Weights of head columns; where products are exact float32, `turned` holds them again, for `rows_to_heads`."""
+
+    weight: Tensor  # (parts, heads, head_stride, C)
+    turned: Tensor | None  # (C, parts, heads, head_stride)
+    bias: Tensor | None = None  # (parts, heads, head_stride), float32
+
+    def part(self, which: slice) -> "Packed":
+        turned = None if self.turned is None else self.turned[:, which]
+        return Packed(self.weight[which], turned, None if self.bias is None else self.bias[which])
+
+
 class Rows(NamedTuple):
     """The tokens of a plan (its index and offsets), or all in window order."""
 
@@ -50,36 +62,37 @@ class Rows(NamedTuple):
     offsets: Tensor | None = None
 
 
-def pack_qkv(layout: Layout, weight: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """(3, heads, head_stride, C) and float32 (3, heads, head_stride), with LayerNorm's weight and bias in them."""
-    shape = 3, layout.heads, layout.head_stride
-    packed = weight.new_empty(*shape, weight.shape[1], dtype=layout.dtype)
-    packed_bias = weight.new_empty(shape, dtype=torch.float32)
-    _pack(layout, weight, (weight.shape[1], 1), (bias, *norm), packed, packed_bias)
-    return packed, packed_bias
+def pack_qkv(layout: Layout, weight: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor]) -> Packed:
+    """With LayerNorm's weight and bias in them."""
+    return _pack(layout, weight, 3, (weight.shape[1], 1), bias, *norm)
 
 
-def pack_projection(layout: Layout, weight: Tensor) -> Tensor:
-    """(1, heads, head_stride, C): transposed."""
-    packed = weight.new_empty(1, layout.heads, layout.head_stride, weight.shape[0], dtype=layout.dtype)
-    _pack(layout, weight, (1, weight.shape[1]), (None, None, None), packed, None)
-    return packed
+def pack_projection(layout: Layout, weight: Tensor) -> Packed:
+    """Transposed, and without a bias."""
+    return _pack(layout, weight, 1, (1, weight.shape[1]))
 
 
 def _pack(
     layout: Layout,
     weight: Tensor,
+    parts: int,
     steps: tuple[int, int],
-    bias_and_norm: tuple[Tensor | None, ...],
-    packed: Tensor,
-    packed_bias: Tensor | None,
-) -> None:
-    channels = packed.shape[-1]
-    columns = packed.numel() // channels
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+) -> Packed:
+    shape, channels = (parts, layout.heads, layout.head_stride), weight.shape[1]
+    exact = layout.dtype == torch.float32 and product_precision() == "ieee"
+    packed = Packed(
+        weight.new_empty(*shape, channels, dtype=layout.dtype),
+        weight.new_empty(channels, *shape, dtype=layout.dtype) if exact else None,
+        None if bias is None else weight.new_empty(shape, dtype=torch.float32),
+    )
+    columns = packed.weight.numel() // channels
     triton_launch.launch(
         pack_kernel,
         (-(-columns // 16),),
-        *(weight, *bias_and_norm, packed, packed_bias),
+        *(weight, bias, norm_weight, norm_bias, *packed),
         COLUMNS=columns,
         CHANNELS=channels,
         HEAD_DIM=layout.head_dim,
@@ -90,31 +103,32 @@ def _pack(
         BLOCK_C=tile_side(channels),
         num_warps=4,
     )
+    return packed
 
 
-def rows_to_heads(
-    layout: Layout, x: Tensor, rows: Rows, packed: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
-) -> Tensor:
+def rows_to_heads(layout: Layout, x: Tensor, rows: Rows, packed: Packed, scale: Tensor | None = None) -> Tensor:
     """(rows, parts, heads, head_stride): with a bias from normalised rows of x, else from scaled ones."""
-    heads = x.new_empty(rows.capacity, *packed.shape[:3], dtype=layout.dtype)
-    _run(rows_to_heads_kernel, layout, x, rows, len(packed), (x, scale, packed, bias, rows.tokens, rows.offsets, heads))
+    heads = x.new_empty(rows.capacity, *packed.weight.shape[:3], dtype=layout.dtype)
+    pointers = x, scale, *packed, rows.tokens, rows.offsets, heads
+    step = 0 if packed.turned is None else packed.turned.stride(0)
+    _run(rows_to_heads_kernel, layout, x, rows, heads.shape[1], pointers, TURNED_STEP=step)
     return heads
 
 
 def project(
-    layout: Layout, heads: Tensor, rows: Rows, packed: Tensor, bias: Tensor, x: Tensor, scale: Tensor | None
+    layout: Layout, heads: Tensor, rows: Rows, packed: Packed, bias: Tensor, x: Tensor, scale: Tensor | None
 ) -> Tensor:
     """x + scale (heads W + bias); tokens that are no rows stay as they are in x."""
     y = torch.empty_like(x) if rows.tokens is None else x.clone()
-    pointers = heads, packed, bias, x, scale, rows.tokens, rows.offsets, y
-    _run(projection_kernel, layout, x, rows, len(packed), pointers)
+    pointers = heads, packed.weight, bias, x, scale, rows.tokens, rows.offsets, y
+    _run(projection_kernel, layout, x, rows, heads.shape[1], pointers)
     return y
 
 
-def add_norm_gradient(layout: Layout, d_heads: Tensor, rows: Rows, packed: Tensor, x: Tensor, dx: Tensor) -> None:
+def add_norm_gradient(layout: Layout, d_heads: Tensor, rows: Rows, packed: Packed, x: Tensor, dx: Tensor) -> None:
     """Add to rows of dx what comes back through `rows_to_heads` with a bias."""
-    pointers = d_heads, packed, x, rows.tokens, rows.offsets, dx
-    _run(norm_backward_kernel, layout, x, rows, len(packed), pointers)
+    pointers = d_heads, packed.weight, x, rows.tokens, rows.offsets, dx
+    _run(norm_backward_kernel, layout, x, rows, d_heads.shape[1], pointers)
 
 
 def weight_gradient(

@@ -3,7 +3,8 @@
 Legend: a *row* is what a kernel works on, a *token* where it lies in (images, height, width, CHANNELS): rows are the
 visible tokens of a plan, or all tokens in window order. *Head columns* are (parts, heads, HEAD_STRIDE), the layout of
 q, k, v and the attention's output between the kernels: a head's HEAD_DIM numbers fill whole sectors, zeros behind them.
-All products use weights packed as (COLUMNS, CHANNELS), in the dtype of the products.
+All products use weights packed as (COLUMNS, CHANNELS), in the dtype of the products; where that is exact float32, whose
+operands are read from shared memory by columns, also *turned*, (CHANNELS, columns).
 """
 
 import triton
@@ -15,7 +16,7 @@ from .triton_position import image_tokens
 
 @triton.jit
 def pack_kernel(
-    weight_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr, packed_ptr, packed_bias_ptr,
+    weight_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr, packed_ptr, turned_ptr, packed_bias_ptr,
     COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_STRIDE: tl.constexpr,
     COLUMN_STEP: tl.constexpr, CHANNEL_STEP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -38,6 +39,9 @@ def pack_kernel(
         tl.store(packed_bias_ptr + column, bias + tl.sum(weight * norm_bias[None, :], 1), mask=column < COLUMNS)
         weight = weight * norm_weight[None, :]
     store_rows(packed_ptr, column, column < COLUMNS, weight, CHANNELS, BLOCK_C)
+    if turned_ptr is not None:
+        turned = turned_ptr + channel[None, :] * COLUMNS + column[:, None]
+        tl.store(turned, weight, mask=(column < COLUMNS)[:, None] & in_row[None, :])
 
 
 @triton.jit
@@ -49,11 +53,13 @@ def count_rows(rows, segments, offsets_ptr):
 
 
 @triton.jit
-def tokens_of_rows(
-    row, valid, index_ptr, height, width,
-    WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, SHIFT_H: tl.constexpr, SHIFT_W: tl.constexpr,
+def tile_rows(
+    first, rows, index_ptr, height, width,
+    WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, SHIFT_H: tl.constexpr, SHIFT_W: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """The token of each row: from the plan's list, or counted in window order."""
+    """BLOCK_R rows, which of them exist, and their tokens: from the plan's list, or counted in window order."""
+    row = first + tl.arange(0, BLOCK_R)
+    valid = row < rows
     if index_ptr is not None:
         token = tl.load(index_ptr + row, mask=valid, other=0)
     else:
@@ -61,7 +67,7 @@ def tokens_of_rows(
         windows = (height // WINDOW_H) * (width // WINDOW_W)
         token = window // windows * (height * width)
         token += image_tokens(window % windows, place, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W)
-    return token
+    return row, valid, token
 
 
 @triton.jit
@@ -87,10 +93,10 @@ def load_columns(heads_ptr, row, valid, column, COLUMNS: tl.constexpr):
 
 @triton.jit
 def rows_to_heads_kernel(
-    x_ptr, scale_ptr, packed_ptr, packed_bias_ptr, index_ptr, offsets_ptr, heads_ptr,
+    x_ptr, scale_ptr, packed_ptr, turned_ptr, packed_bias_ptr, index_ptr, offsets_ptr, heads_ptr,
     rows, segments, height, width,
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, SHIFT_H: tl.constexpr, SHIFT_W: tl.constexpr,
-    COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr, TURNED_STEP: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Head columns of the rows of x. With a bias (q, k, v) the rows are normalised, without (dO) scaled."""
@@ -98,9 +104,9 @@ def rows_to_heads_kernel(
     first = tl.program_id(0) * BLOCK_R
     if first >= rows:
         return
-    row = first + tl.arange(0, BLOCK_R)
-    valid = row < rows
-    token = tokens_of_rows(row, valid, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W)
+    row, valid, token = tile_rows(
+        first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R
+    )
     operand = load_operand(
         x_ptr, scale_ptr, token, valid, height * width, packed_bias_ptr is not None, CHANNELS, BLOCK_C
     )
@@ -108,8 +114,13 @@ def rows_to_heads_kernel(
     for start in range(0, COLUMNS, BLOCK_N):
         column = start + tl.arange(0, BLOCK_N)
         in_head = column < COLUMNS
-        weight = load_rows(packed_ptr, column, in_head, CHANNELS, BLOCK_C).to(operand.dtype)
-        out = tl.dot(operand, tl.trans(weight), input_precision=PRECISION)
+        if turned_ptr is not None:
+            channel = tl.arange(0, BLOCK_C)
+            mask = (channel < CHANNELS)[:, None] & in_head[None, :]
+            weight = tl.load(turned_ptr + channel[:, None] * TURNED_STEP + column[None, :], mask=mask, other=0.0)
+        else:
+            weight = tl.trans(load_rows(packed_ptr, column, in_head, CHANNELS, BLOCK_C).to(operand.dtype))
+        out = tl.dot(operand, weight, input_precision=PRECISION)
         if packed_bias_ptr is not None:
             out += tl.load(packed_bias_ptr + column, mask=in_head, other=0.0)[None, :]
         tl.store(
@@ -147,9 +158,9 @@ def projection_kernel(
     first = tl.program_id(0) * BLOCK_R
     if first >= rows:
         return
-    row = first + tl.arange(0, BLOCK_R)
-    valid = row < rows
-    token = tokens_of_rows(row, valid, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W)
+    row, valid, token = tile_rows(
+        first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R
+    )
     channel = tl.arange(0, BLOCK_C)
     branch = sum_over_columns(
         heads_ptr, packed_ptr, row, valid, COLUMNS, CHANNELS, PRECISION, BLOCK_R, BLOCK_N, BLOCK_C
@@ -174,9 +185,9 @@ def norm_backward_kernel(
     first = tl.program_id(0) * BLOCK_R
     if first >= rows:
         return
-    row = first + tl.arange(0, BLOCK_R)
-    valid = row < rows
-    token = tokens_of_rows(row, valid, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W)
+    row, valid, token = tile_rows(
+        first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R
+    )
     d_normed = sum_over_columns(
         heads_ptr, packed_ptr, row, valid, COLUMNS, CHANNELS, PRECISION, BLOCK_R, BLOCK_N, BLOCK_C
     )
@@ -205,9 +216,9 @@ def weight_gradient_kernel(
     d_packed = (tl.zeros((BLOCK_N, BLOCK_C), tl.float32),) * TILES
     d_bias = (tl.zeros((BLOCK_N if NORM else BLOCK_C,), tl.float32),) * (TILES if NORM else 1)
     for start in range(first, tl.minimum(first + chunk, rows), BLOCK_R):
-        row = start + tl.arange(0, BLOCK_R)
-        valid = row < rows
-        token = tokens_of_rows(row, valid, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W)
+        row, valid, token = tile_rows(
+            start, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R
+        )
         operand = load_operand(x_ptr, scale_ptr, token, valid, height * width, NORM, CHANNELS, BLOCK_C)
         products, sums = (), ()
         if not NORM:
