@@ -15,12 +15,14 @@ from .backends import REGISTRY, Backend, choose, not_float32, triton_unavailable
 from .geometry import Windows, relative_position_bias, shift_mask, token_order
 from .native import CPU_LIBRARY
 from .reference import keep_per_head
+from .triton_launch import product_precision
 from .visible import VisibleTokens
 from .window_attention import triton_cannot_attend, window_attention
 
 MODES = ("zero", "token", "drop", "visible")
 EPSILON = 1e-5
 MAX_TRITON_CHANNELS = 256  # a row is held in registers
+MAX_EXACT_TRITON_CHANNELS = 64  # of exact float32 products, which have no matrix instructions: TRITON.md
 
 
 class SwinBlockWeights(NamedTuple):
@@ -250,13 +252,23 @@ def _triton_why_not(inputs: BlockInputs) -> str | None:
     channels = inputs.x.shape[-1]
     if channels > MAX_TRITON_CHANNELS:
         return f"x has {channels} channels, at most {MAX_TRITON_CHANNELS} fit"
+    exact = _product_dtype(inputs.x) == torch.float32 and product_precision() == "ieee"
+    if exact and channels > MAX_EXACT_TRITON_CHANNELS:
+        return (
+            f"exact float32 products of {channels} channels, more than {MAX_EXACT_TRITON_CHANNELS}, are faster in PyTorch; "
+            "torch.autocast or torch.set_float32_matmul_precision('high') allows others"
+        )
     head_dim = channels // inputs.weights.position_bias_table.shape[-1]
     return triton_cannot_attend(inputs.x, inputs.visible, head_dim, inputs.windows.size)
 
 
+def _product_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def _run_triton(inputs: BlockInputs) -> Tensor:
     x, w, windows, visible, mode, drop_path_scale = inputs
-    device = x.device.type
     out: Tensor = torch.ops.masked_swin.swin_block_triton(
         x,
         [*w[:13]],
@@ -266,7 +278,7 @@ def _run_triton(inputs: BlockInputs) -> Tensor:
         *windows.window,
         *windows.shift,
         MODES.index(mode) if visible is not None else 0,
-        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype,
+        _product_dtype(x),
     )
     return out
 

@@ -17,6 +17,7 @@ def tile_side(extent: int) -> int:
     return max(16, 1 << (extent - 1).bit_length())
 
 
+@torch.compiler.assume_constant_result  # graphs are guarded by PyTorch's own setting
 def product_precision() -> str:
     """Of float32 products, as `tl.dot` names it: exact unless PyTorch is told that less will do."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"

@@ -35,9 +35,9 @@ TILES = {
         256: {mlp_kernel: (32, 64, 4, 2), inputs_kernel: (16, 32, 4, 2)},
     },
     4: {
-        64: {mlp_kernel: (16, 64, 4, 1), inputs_kernel: (32, 16, 4, 1), weights_kernel: (32, 32, 8, 1)},
-        128: {mlp_kernel: (16, 16, 8, 1), inputs_kernel: (16, 16, 8, 1)},
-        256: {mlp_kernel: (16, 16, 8, 1), inputs_kernel: (16, 16, 8, 1)},
+        64: {mlp_kernel: (16, 64, 4, 1), inputs_kernel: (32, 16, 4, 1), weights_kernel: (32, 32, 4, 1)},
+        128: {mlp_kernel: (64, 32, 4, 1), inputs_kernel: (16, 32, 4, 1)},
+        256: {mlp_kernel: (16, 32, 4, 1), inputs_kernel: (16, 16, 4, 1)},
     },
 }
 # Partial sums of the weights' gradients: the same number on every device, so that results do not depend on it.
@@ -45,7 +45,7 @@ CHUNKS = 216
 
 
 class _Call(NamedTuple):
-    folded: tuple[Tensor, Tensor, Tensor]  # w1, b1, w2
+    folded: tuple[Tensor, Tensor, Tensor, Tensor | None]  # w1, b1, w2, turned
     images: int
     tokens: int  # of an image
     rows: Rows | None
@@ -75,11 +75,13 @@ def _prepare(x: Tensor, weights: MlpWeights, dtype: torch.dtype, rows: Rows | No
     units = triton.cdiv(hidden, most) * most
     w1, w2 = (torch.empty(units, block_c, dtype=dtype, device=x.device) for _ in range(2))
     b1 = torch.empty(units, dtype=torch.float32, device=x.device)
-    arguments = (*(weight.contiguous() for weight in weights[:5]), w1, b1, w2)
-    constants: dict[str, Any] = {"CHANNELS": channels, "HIDDEN": hidden, "BLOCK_C": block_c, "BLOCK_M": 32}
-    triton_launch.launch(fold_kernel, (units // 32,), *arguments, num_warps=4, **constants)
+    exact = dtype == torch.float32 and product_precision() == "ieee"
+    turned = torch.empty(2, block_c, units, dtype=dtype, device=x.device) if exact else None
+    arguments = (*(weight.contiguous() for weight in weights[:5]), w1, b1, w2, turned)
+    constants: dict[str, Any] = {"CHANNELS": channels, "HIDDEN": hidden, "UNITS": units, "BLOCK_C": block_c}
+    triton_launch.launch(fold_kernel, (units // 32,), *arguments, num_warps=4, BLOCK_M=32, **constants)
     constants = {"CHANNELS": channels, "HIDDEN": units, "BLOCK_C": block_c, "PRECISION": product_precision()}
-    return _Call((w1, b1, w2), x.shape[0], x[0].numel() // channels, rows, constants)
+    return _Call((w1, b1, w2, turned), x.shape[0], x[0].numel() // channels, rows, constants)
 
 
 def _tiles(kernel: Any, call: _Call) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """The MLP half of a Swin block in Triton: y = x + s (gelu(LN(x) W1^T + b1) W2^T + b2).
 
 R rows, C channels, M hidden units. LayerNorm's affine part is folded into W1 and b1. Weights are (M, C) and padded, so
-that they are read in whole vectors. A tile of hidden units never leaves its program. Rows are all tokens, or those of a
+that they are read in whole vectors; where products are exact float32, whose operands are read from shared memory by
+columns, they are also *turned*, (C, M). A tile of hidden units never leaves its program. Rows are all tokens, or those of a
 plan (index_ptr, and offsets_ptr with their number at `segments`).
 """
 
@@ -13,10 +14,13 @@ from .triton_norm import load_rows, normalise, normalise_backward, store_rows
 
 @triton.jit
 def fold_kernel(
-    norm_weight_ptr, norm_bias_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, w1_ptr, b1_ptr, w2_ptr,
-    CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
+    norm_weight_ptr, norm_bias_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, w1_ptr, b1_ptr, w2_ptr, turned_ptr,
+    CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, UNITS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """W1 and b1 with LayerNorm's weight and bias in them, and W2 transposed: (hidden, BLOCK_C), 0 in the padding."""
+    """W1 and b1 with LayerNorm's weight and bias in them, and W2 transposed: (UNITS, BLOCK_C), 0 in the padding.
+
+    `turned`, if wanted: both once more, as (2, BLOCK_C, UNITS).
+    """
     unit = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     channel = tl.arange(0, BLOCK_C)
     in_row = channel < CHANNELS
@@ -30,11 +34,27 @@ def fold_kernel(
     tl.store(w1_ptr + padded, (w1 * weight[None, :]).to(w1_ptr.dtype.element_ty))
     tl.store(b1_ptr + unit, b1 + tl.sum(w1 * bias[None, :], 1))
     tl.store(w2_ptr + padded, w2.to(w2_ptr.dtype.element_ty))
+    if turned_ptr is not None:
+        turned = turned_ptr + channel[None, :] * UNITS + unit[:, None]
+        tl.store(turned, w1 * weight[None, :])
+        tl.store(turned + BLOCK_C * UNITS, w2)
 
 
 @triton.jit
 def load_weight(w_ptr, unit, BLOCK_C: tl.constexpr):
     return tl.load(w_ptr + unit[:, None] * BLOCK_C + tl.arange(0, BLOCK_C)[None, :])
+
+
+@triton.jit
+def turn(w, turned_ptr, WHICH: tl.constexpr, unit, HIDDEN: tl.constexpr):
+    """(BLOCK_C, units) of W1 or W2 (WHICH = 0, 1), of which w are the (units, BLOCK_C)."""
+    BLOCK_C: tl.constexpr = w.shape[1]
+    if turned_ptr is not None:
+        channel = WHICH * BLOCK_C + tl.arange(0, BLOCK_C)
+        turned = tl.load(turned_ptr + channel[:, None] * HIDDEN + unit[None, :])
+    else:
+        turned = tl.trans(w)
+    return turned
 
 
 @triton.jit
@@ -96,7 +116,7 @@ def gelu_slope(x, tail):
 
 @triton.jit
 def mlp_kernel(
-    x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, scale_ptr, y_ptr, index_ptr, offsets_ptr, tokens, segments,
+    x_ptr, w1_ptr, b1_ptr, w2_ptr, turned_ptr, b2_ptr, scale_ptr, y_ptr, index_ptr, offsets_ptr, tokens, segments,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -113,7 +133,8 @@ def mlp_kernel(
     for start in tl.range(0, HIDDEN, BLOCK_M, num_stages=STAGES):
         unit = start + tl.arange(0, BLOCK_M)
         w1, w2 = load_weight(w1_ptr, unit, BLOCK_C), load_weight(w2_ptr, unit, BLOCK_C)
-        hidden = tl.dot(normed, tl.trans(w1), input_precision=PRECISION) + tl.load(b1_ptr + unit)[None, :]
+        hidden = tl.dot(normed, turn(w1, turned_ptr, 0, unit, HIDDEN), input_precision=PRECISION)
+        hidden += tl.load(b1_ptr + unit)[None, :]
         activated = scale * gelu(hidden, upper_tail(hidden))
         y = tl.dot(activated.to(w2.dtype), w2, y, input_precision=PRECISION)
     store_rows(y_ptr, row, valid, y, CHANNELS, BLOCK_C)
@@ -145,8 +166,8 @@ def store_operand(base_ptr, row, valid, tile, CHANNELS: tl.constexpr, BLOCK_C: t
 
 @triton.jit
 def inputs_kernel(
-    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, scale_ptr, dx_ptr, normed_ptr, d_branch_ptr, activated_ptr, d_hidden_ptr,
-    index_ptr, offsets_ptr, tokens, segments,
+    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, turned_ptr, scale_ptr, dx_ptr,
+    normed_ptr, d_branch_ptr, activated_ptr, d_hidden_ptr, index_ptr, offsets_ptr, tokens, segments,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -169,9 +190,11 @@ def inputs_kernel(
     for start in tl.range(0, HIDDEN, BLOCK_M, num_stages=STAGES):
         unit = start + tl.arange(0, BLOCK_M)
         w1, w2 = load_weight(w1_ptr, unit, BLOCK_C), load_weight(w2_ptr, unit, BLOCK_C)
-        hidden = tl.dot(multiplied, tl.trans(w1), input_precision=PRECISION) + tl.load(b1_ptr + unit)[None, :]
+        hidden = tl.dot(multiplied, turn(w1, turned_ptr, 0, unit, HIDDEN), input_precision=PRECISION)
+        hidden += tl.load(b1_ptr + unit)[None, :]
         tail = upper_tail(hidden)
-        d_hidden = tl.dot(d_branch, tl.trans(w2), input_precision=PRECISION) * gelu_slope(hidden, tail)
+        d_hidden = tl.dot(d_branch, turn(w2, turned_ptr, 1, unit, HIDDEN), input_precision=PRECISION)
+        d_hidden *= gelu_slope(hidden, tail)
         d_hidden = d_hidden.to(dtype)
         if activated_ptr is not None:
             units = place.to(tl.int64)[:, None] * HIDDEN + unit[None, :]
@@ -186,7 +209,7 @@ def inputs_kernel(
 
 @triton.jit
 def weights_kernel(
-    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, scale_ptr, parts_ptr, index_ptr, offsets_ptr, tokens, segments, tiles,
+    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, turned_ptr, scale_ptr, parts_ptr, index_ptr, offsets_ptr, tokens, segments, tiles,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -215,9 +238,15 @@ def weights_kernel(
         )
         db2 += tl.sum(d_branch, 0)
         normed, d_branch = normed.to(dtype), d_branch.to(dtype)
-        hidden = tl.dot(w1, tl.trans(normed), input_precision=PRECISION) + b1[:, None]
+        if turned_ptr is not None:
+            hidden = tl.trans(tl.dot(normed, turn(w1, turned_ptr, 0, unit, HIDDEN), input_precision=PRECISION))
+            d_hidden = tl.trans(tl.dot(d_branch, turn(w2, turned_ptr, 1, unit, HIDDEN), input_precision=PRECISION))
+        else:
+            hidden = tl.dot(w1, tl.trans(normed), input_precision=PRECISION)
+            d_hidden = tl.dot(w2, tl.trans(d_branch), input_precision=PRECISION)
+        hidden += b1[:, None]
         tail = upper_tail(hidden)
-        d_hidden = tl.dot(w2, tl.trans(d_branch), input_precision=PRECISION) * gelu_slope(hidden, tail)
+        d_hidden *= gelu_slope(hidden, tail)
         db1 += tl.sum(d_hidden, 1)
         dw1 = tl.dot(d_hidden.to(dtype), normed, dw1, input_precision=PRECISION)
         dw2 = tl.dot(gelu(hidden, tail).to(dtype), d_branch, dw2, input_precision=PRECISION)
