@@ -22,12 +22,12 @@ WEIGHT_CHUNKS = 108
 # Rows and columns of a tile (for weight gradients: how many tiles side by side), and warps, of kernels with up to 64,
 # 128 and 256 channels: few instructions, and no spills on any target (TRITON.md). First with 16-bit products.
 TILES = {
-    rows_to_heads_kernel: (((64, 32, 4), (64, 32, 4), (64, 64, 8)), ((64, 32, 4), (64, 32, 4), (32, 32, 4))),
+    rows_to_heads_kernel: (((64, 32, 4), (64, 64, 4), (64, 64, 8)), ((64, 32, 4), (64, 32, 4), (32, 32, 4))),
     projection_kernel: (((64, 32, 4), (64, 32, 8), (64, 32, 8)), ((64, 32, 4), (64, 32, 8), (32, 32, 8))),
     norm_backward_kernel: (((64, 32, 4), (64, 32, 8), (32, 32, 8)), ((64, 32, 4), (64, 32, 8), (32, 32, 8))),
     weight_gradient_kernel: (
         ((64, 128, 3, 8), (64, 64, 3, 8), (32, 128, 1, 8)),
-        ((32, 64, 1, 8), (32, 64, 1, 8), (32, 64, 1, 8)),
+        ((32, 64, 1, 4), (32, 64, 1, 4), (32, 32, 1, 4)),
     ),
 }
 

@@ -35,6 +35,7 @@ TILES = {
         256: {mlp_kernel: (32, 64, 4, 2), inputs_kernel: (16, 32, 4, 2)},
     },
     4: {
+        32: {mlp_kernel: (16, 64, 4, 1), inputs_kernel: (32, 16, 4, 1), weights_kernel: (32, 16, 4, 1)},
         64: {mlp_kernel: (16, 64, 4, 1), inputs_kernel: (32, 16, 4, 1), weights_kernel: (32, 32, 4, 1)},
         128: {mlp_kernel: (64, 32, 4, 1), inputs_kernel: (16, 32, 4, 1)},
         256: {mlp_kernel: (16, 32, 4, 1), inputs_kernel: (16, 16, 4, 1)},
