@@ -1,5 +1,7 @@
 """What of the fused MLP is in the tables of kernels/TRITON.md."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -8,17 +10,19 @@ import torch
 from triton_on_ptxsim import on_ptxsim
 from triton_resources import Compiled, Counted
 
-from masked_swin.kernels import triton_mlp
+from masked_swin.kernels import VisibleTokens, Windows, triton_layers, triton_mlp
+from masked_swin.kernels.triton_layers import Rows
 from masked_swin.kernels.triton_mlp import MlpWeights, mlp, mlp_backward
 
 TITLE = "MLP"
 MLP_RATIO = 2
 CASES = [
-    (torch.bfloat16, 60),
-    (torch.bfloat16, 96),
-    (torch.bfloat16, 180),
-    (torch.bfloat16, 240),
-    (torch.float32, 60),
+    ("bfloat16", 60),
+    ("bfloat16", 96),
+    ("bfloat16", 180),
+    ("bfloat16", 240),
+    ("float32", 60),
+    ("tf32", 180),
 ]
 IMAGES = {60: 64, 180: 8}  # of 64x64, for the counters
 EVERY = 32  # ptxsim runs one tile or chunk of rows of so many
@@ -26,30 +30,46 @@ PRODUCTS = {"mlp": 2, "inputs": 3, "weights": 4}  # matrix products of a kernel'
 ACTIVATIONS = {"x_ptr", "y_ptr", "grad_ptr", "dx_ptr"}
 
 
-def start(dtype: torch.dtype, channels: int, images: int = 1, side: int = 16) -> None:
+def start(dtype: torch.dtype, channels: int, images: int = 1, side: int = 16, rows: Rows | None = None) -> None:
     """Forward and backward, products in `dtype`, all else float32, as under autocast."""
     hidden = MLP_RATIO * channels
     shapes: list[Any] = [(channels,), (channels,), (hidden, channels), (hidden,), (channels, hidden), (channels,)]
     weights = MlpWeights(*(torch.randn(shape) for shape in shapes))
     x, grad = torch.randn(2, images, side, side, channels)
     scale = torch.ones(images)
-    mlp(x, weights, scale, dtype)
-    mlp_backward(grad, x, weights, scale, dtype)
+    mlp(x, weights, scale, dtype, rows)
+    mlp_backward(grad, x, weights, scale, dtype, rows)
 
 
-def start_with_few_chunks(dtype: torch.dtype, channels: int) -> None:
+def start_with_few_chunks(case: str, channels: int, masked: bool = False) -> None:
     """A chunk of one tile only would be compiled without a loop."""
+    rows = None
+    if masked:
+        plan = VisibleTokens.from_keep(torch.ones(1, 256, dtype=torch.bool), Windows(16, 16, (8, 8)))
+        rows = Rows(256, plan.index, plan.offsets)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_mlp, "CHUNKS", 1)
-        start(dtype, channels)
+        patch.setattr(triton_layers, "WEIGHT_CHUNKS", 1)
+        with products(case) as dtype:
+            start(dtype, channels, rows=rows)
+
+
+@contextmanager
+def products(case: str) -> Iterator[torch.dtype]:
+    """The dtype of products; "tf32" is float32 with PyTorch's setting that allows it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if case == "tf32":
+            patch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+        yield torch.float32 if case == "tf32" else getattr(torch, case)
 
 
 def compiled() -> list[Compiled]:
-    found = []
-    for dtype, channels in CASES:
-        run = partial(start_with_few_chunks, dtype, channels)
-        found.append(Compiled(f"{str(dtype)[6:]}, {channels} channels", run))
-    return found
+    every = [Compiled(f"{case}, {c} channels", partial(start_with_few_chunks, case, c)) for case, c in CASES]
+    of_plan = [
+        Compiled(f"bfloat16, {c} channels, rows of a plan", partial(start_with_few_chunks, "bfloat16", c, True))
+        for c in (60, 180)
+    ]
+    return every + of_plan
 
 
 def counted() -> list[Counted]:

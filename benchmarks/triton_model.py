@@ -1,7 +1,7 @@
 """Chooses tile sides and warps of the Triton kernels by a cost model, for devices that are not there.
 
     python benchmarks/triton_model.py                       # print what it chooses, the published network in bfloat16
-    python benchmarks/triton_model.py --channels 180 --dtype float32 --write   # add to kernels/tuned.json
+    python benchmarks/triton_model.py --channels 180 --write   # add to kernels/tuned.json
 
 A MODEL, never a time. ptxsim runs a sample of a kernel's programs, compiled for sm_80; their bytes, matrix FLOPs,
 instructions and shared-memory accesses are divided by what a device can do at best, the largest of the four counts.

@@ -7,6 +7,7 @@ from public_network import PublicBlock, windowed_keep
 from test_fused_block import run
 from torch import Tensor
 from triton_attention import _Bytes
+from triton_mlp import products
 from triton_on_ptxsim import Launch, on_ptxsim
 from triton_resources import Compiled, Counted
 
@@ -18,12 +19,12 @@ BATCH, SIDE, CHANNELS, HEADS = 64, 64, 60, 6
 EVERY = 64  # ptxsim runs one program of so many
 WINDOWS = Windows(SIDE, SIDE, (8, 8), (4, 4))
 CASES = [
-    (torch.bfloat16, 60, 6),
-    (torch.bfloat16, 96, 3),
-    (torch.bfloat16, 180, 6),
-    (torch.bfloat16, 240, 8),
-    (torch.float32, 60, 6),
-    (torch.float32, 180, 6),
+    ("bfloat16", 60, 6),
+    ("bfloat16", 96, 3),
+    ("bfloat16", 180, 6),
+    ("bfloat16", 240, 8),
+    ("float32", 60, 6),
+    ("tf32", 180, 6),
 ]
 LINEAR = {"rows_to_heads", "projection", "norm_backward", "weight_gradient"}
 ACTIVATIONS = {
@@ -32,32 +33,39 @@ ACTIVATIONS = {
 }
 
 
-def linear_layers(dtype: torch.dtype, channels: int, heads: int) -> None:
+def linear_layers(dtype: torch.dtype, channels: int, heads: int, only_visible: bool = False) -> None:
     """Every kernel of triton_linear.py, on a small image with a mask."""
     windows = Windows(8, 16, (8, 8), (4, 4))
     head_dim = channels // heads
     layout = triton_layers.Layout(windows, heads, head_dim, padded_head_dim(head_dim, dtype), dtype)
     plan = VisibleTokens.from_keep(torch.rand(1, windows.tokens) < 0.25, windows)
     rows = triton_layers.Rows(len(plan.index), plan.index, plan.offsets)
-    every_row = triton_layers.Rows(windows.tokens)
+    every_row = rows if only_visible else triton_layers.Rows(windows.tokens)
     x, channel = torch.zeros(1, 8, 16, channels), torch.zeros(channels)
     packed = triton_layers.pack_qkv(
         layout, torch.zeros(3 * channels, channels), torch.zeros(3 * channels), (channel, channel)
     )
     qkv = triton_layers.rows_to_heads(layout, x, rows, packed)
     projection = triton_layers.pack_projection(layout, torch.zeros(channels, channels))
-    out = triton_layers.rows_to_heads(layout, x, every_row, projection)
-    triton_layers.project(layout, out, every_row, projection, channel, x, None)
+    out = triton_layers.rows_to_heads(layout, x, every_row, projection, torch.ones(1))
+    triton_layers.project(layout, out, every_row, projection, channel, x, torch.ones(1))
     triton_layers.add_norm_gradient(layout, qkv, rows, packed, x, x)
     triton_layers.weight_gradient(layout, qkv, rows, x, norm=True)
     triton_layers.weight_gradient(layout, out, every_row, x, torch.ones(1), norm=False)
 
 
+def start(case: str, channels: int, heads: int, only_visible: bool = False) -> None:
+    with products(case) as dtype:
+        linear_layers(dtype, channels, heads, only_visible)
+
+
 def compiled() -> list[Compiled]:
-    return [
-        Compiled(f"{str(dtype)[6:]}, {case[0]} channels, {case[1]} heads", partial(linear_layers, dtype, *case))
-        for dtype, *case in CASES
+    every = [Compiled(f"{case[0]}, {case[1]} channels, {case[2]} heads", partial(start, *case)) for case in CASES]
+    visible = [
+        Compiled(f"bfloat16, {c} channels, 6 heads, mode `visible`", partial(start, "bfloat16", c, 6, True))
+        for c in (60, 180)
     ]
+    return every + visible
 
 
 def keep() -> Tensor:
@@ -65,10 +73,10 @@ def keep() -> Tensor:
     return ~token_mask(torch.tensor(1), torch.tensor(0), torch.arange(BATCH), WINDOWS.tokens, 0.75)
 
 
-def launches() -> list[Launch]:
+def launches(mode: str) -> list[Launch]:
     """Forward and backward pass of the published block under autocast, a sample of each kernel's programs run."""
     with on_ptxsim(every=EVERY, checks=False) as emulator:
-        run("zero", torch.float32, "triton", mask=keep(), size=(SIDE, SIDE), batch=BATCH, autocast=True)
+        run(mode, torch.float32, "triton", mask=keep(), size=(SIDE, SIDE), batch=BATCH, autocast=True)
     return emulator.launches
 
 
@@ -76,7 +84,7 @@ def counted() -> list[Counted]:
     found = {}
     tokens = BATCH * SIDE * SIDE
     visible = keep().sum().item()
-    for launch in launches():
+    for launch in launches("zero"):
         kernel = launch.kernel.removesuffix("_kernel")
         if kernel in LINEAR:
             of_qkv = kernel == "norm_backward" or "index_ptr" in launch.arguments
@@ -108,14 +116,23 @@ def eager_kib() -> tuple[float, float]:
     return forward / 1024 / WINDOWS.count, (counted_bytes.total - forward) / 1024 / WINDOWS.count
 
 
-def notes() -> list[str]:
-    kernels = launches()
+def passes(mode: str) -> list[tuple[int, float]]:
+    """Of the forward and of the backward pass: how many kernels it has, and what they move, in KiB a window."""
+    kernels = launches(mode)
     last = 1 + max(i for i, launch in enumerate(kernels) if launch.kernel == "mlp_kernel")
-    forward, backward = (sum(map(kib_of_a_window, part)) for part in (kernels[:last], kernels[last:]))
+    return [(len(part), sum(map(kib_of_a_window, part))) for part in (kernels[:last], kernels[last:])]
+
+
+def notes() -> list[str]:
+    (count, forward), (count_backward, backward) = passes("zero")
+    (_, visible_forward), (_, visible_backward) = passes("visible")
+    copy = 2 * 4 * CHANNELS * WINDOWS.size / 1024
     eager_forward, eager_backward = eager_kib()
     return [
-        f"The {last} kernels of a whole block's forward pass read and write {forward:.0f} KiB a window, the "
-        f"{len(kernels) - last} of its backward {backward:.0f} KiB, counting the distinct sectors of every argument. "
+        f"The {count} kernels of a whole block's forward pass read and write {forward:.0f} KiB a window, the "
+        f"{count_backward} of its backward {backward:.0f} KiB, counting the distinct sectors of every argument. "
+        f"In mode `visible` they move {visible_forward:.0f} and {visible_backward:.0f} KiB, and copies of x and of the "
+        f"gradient {copy:.0f} KiB each. "
         f"PyTorch's eager operators for the public code: {eager_forward:.0f} and {eager_backward:.0f} KiB, each "
         "operator's inputs and outputs counted once. Neither has the mask and its plan in it, ours not the adding up "
         "of partial sums."

@@ -255,8 +255,8 @@ def _triton_why_not(inputs: BlockInputs) -> str | None:
     exact = _product_dtype(inputs.x) == torch.float32 and product_precision() == "ieee"
     if exact and channels > MAX_EXACT_TRITON_CHANNELS:
         return (
-            f"exact float32 products of {channels} channels, more than {MAX_EXACT_TRITON_CHANNELS}, are faster in PyTorch; "
-            "torch.autocast or torch.set_float32_matmul_precision('high') allows others"
+            f"exact float32 products of {channels} channels, more than {MAX_EXACT_TRITON_CHANNELS}, are faster in "
+            "PyTorch; torch.autocast or torch.set_float32_matmul_precision('high') allows others"
         )
     head_dim = channels // inputs.weights.position_bias_table.shape[-1]
     return triton_cannot_attend(inputs.x, inputs.visible, head_dim, inputs.windows.size)

@@ -104,9 +104,7 @@ def rows_to_heads_kernel(
     first = tl.program_id(0) * BLOCK_R
     if first >= rows:
         return
-    row, valid, token = tile_rows(
-        first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R
-    )
+    row, valid, token = tile_rows(first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R)
     operand = load_operand(
         x_ptr, scale_ptr, token, valid, height * width, packed_bias_ptr is not None, CHANNELS, BLOCK_C
     )
@@ -158,9 +156,7 @@ def projection_kernel(
     first = tl.program_id(0) * BLOCK_R
     if first >= rows:
         return
-    row, valid, token = tile_rows(
-        first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R
-    )
+    row, valid, token = tile_rows(first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R)
     channel = tl.arange(0, BLOCK_C)
     branch = sum_over_columns(
         heads_ptr, packed_ptr, row, valid, COLUMNS, CHANNELS, PRECISION, BLOCK_R, BLOCK_N, BLOCK_C
@@ -185,9 +181,7 @@ def norm_backward_kernel(
     first = tl.program_id(0) * BLOCK_R
     if first >= rows:
         return
-    row, valid, token = tile_rows(
-        first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R
-    )
+    row, valid, token = tile_rows(first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R)
     d_normed = sum_over_columns(
         heads_ptr, packed_ptr, row, valid, COLUMNS, CHANNELS, PRECISION, BLOCK_R, BLOCK_N, BLOCK_C
     )

@@ -94,9 +94,7 @@ def _tiles(kernel: Any, call: _Call) -> dict[str, int]:
     return tuned(kernel, tiles, most={"BLOCK_M": max(64, units)}, dtype=call.folded[0].dtype, **sizes)
 
 
-def mlp(
-    x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype, rows: Rows | None = None
-) -> Tensor:
+def mlp(x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype, rows: Rows | None = None) -> Tensor:
     """x + scale * MLP(LayerNorm(x)).
 
     Args:
@@ -127,27 +125,36 @@ def mlp_backward(
 ) -> tuple[Tensor, MlpWeights]:
     """The gradients of x and of each weight, in their dtypes, given that of y (contiguous) and the inputs of `mlp`.
 
-    With `rows`, x is what it was before `mlp`, and the gradient of all other rows is that of y. The same bits every time.
+    With `rows`, x is what it was before `mlp`; the gradient of all other rows is that of y. The same bits every time.
     """
     call = _prepare(x, weights, dtype, rows)
     shared = (grad, x, *call.folded, scale)
     dx = torch.empty_like(x) if rows is None else grad.clone()
-    operands: list[Tensor | None] = [None] * 4
-    if call.wide:
-        channels, units = x.shape[-1], call.constants["HIDDEN"]
+    channels, units = x.shape[-1], call.constants["HIDDEN"]
+
+    def operand(width: int) -> Tensor:
         count = x.numel() // channels if rows is None else rows.capacity
-        operands = [torch.empty(count, width, dtype=dtype, device=x.device) for width in (channels, channels, units, units)]
-        if rows is not None:
-            operands[:2] = None, None
+        return torch.empty(count, width, dtype=dtype, device=x.device)
+
+    normed = d_branch = activated = d_hidden = None
+    if call.wide:
+        activated, d_hidden = operand(units), operand(units)
+        if rows is None:
+            normed, d_branch = operand(channels), operand(channels)
     tiles = _tiles(inputs_kernel, call)
-    grid = (call.tiles(tiles["BLOCK_R"]),)
-    triton_launch.launch(inputs_kernel, grid, *shared, dx, *operands, *call.which_rows, **call.constants, **tiles)
-    if not call.wide:
+    triton_launch.launch(
+        inputs_kernel,
+        (call.tiles(tiles["BLOCK_R"]),),
+        *(*shared, dx, normed, d_branch, activated, d_hidden, *call.which_rows),
+        **call.constants,
+        **tiles,
+    )
+    if activated is None or d_hidden is None:
         sums = _chunks(call, shared)
-    elif rows is None:
-        sums = _products(*operands)  # type: ignore[arg-type]
+    elif rows is not None:
+        sums = _products_of_rows(call, rows, x, grad, scale, activated, d_hidden)
     else:
-        sums = _products_of_rows(call, rows, x, grad, scale, *operands[2:])  # type: ignore[arg-type]
+        sums = _products(normed, d_branch, activated, d_hidden)  # type: ignore[arg-type]
     return dx, _unfold(weights, *sums)
 
 

@@ -1,9 +1,9 @@
 """The MLP half of a Swin block in Triton: y = x + s (gelu(LN(x) W1^T + b1) W2^T + b2).
 
-R rows, C channels, M hidden units. LayerNorm's affine part is folded into W1 and b1. Weights are (M, C) and padded, so
-that they are read in whole vectors; where products are exact float32, whose operands are read from shared memory by
-columns, they are also *turned*, (C, M). A tile of hidden units never leaves its program. Rows are all tokens, or those of a
-plan (index_ptr, and offsets_ptr with their number at `segments`).
+R rows, C channels, M hidden units; rows are all tokens, or those of a plan (as many of index_ptr as offsets_ptr has at
+`segments`). LayerNorm's affine part is folded into W1 and b1. Weights are (M, C) and padded, so that they are read in
+whole vectors, and where products are exact float32, whose operands are read from shared memory by columns, also
+*turned*, (C, M). A tile of hidden units never leaves its program.
 """
 
 import triton
@@ -120,9 +120,8 @@ def mlp_kernel(
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    if index_ptr is not None:
-        if tl.program_id(0) * BLOCK_R >= tl.load(offsets_ptr + segments):
-            return
+    if index_ptr is not None and tl.program_id(0) * BLOCK_R >= tl.load(offsets_ptr + segments):
+        return
     _, row, valid, scale = tile_rows(tl.program_id(0), scale_ptr, index_ptr, offsets_ptr, tokens, segments, BLOCK_R)
     channel = tl.arange(0, BLOCK_C)
     x = load_rows(x_ptr, row, valid, CHANNELS, BLOCK_C)
@@ -175,12 +174,12 @@ def inputs_kernel(
 
     All four, a row to a row, or with a plan two, one below the other.
     """
-    if index_ptr is not None:
-        if tl.program_id(0) * BLOCK_R >= tl.load(offsets_ptr + segments):
-            return
+    if index_ptr is not None and tl.program_id(0) * BLOCK_R >= tl.load(offsets_ptr + segments):
+        return
     place, row, valid, normed, deviation, grad, d_branch = load_rows_and_gradient(
-        x_ptr, grad_ptr, scale_ptr, tl.program_id(0), index_ptr, offsets_ptr, tokens, segments, CHANNELS, BLOCK_C, BLOCK_R
-    )
+        x_ptr, grad_ptr, scale_ptr, tl.program_id(0), index_ptr, offsets_ptr, tokens, segments,
+        CHANNELS, BLOCK_C, BLOCK_R,
+    )  # fmt: skip
     dtype = w1_ptr.dtype.element_ty
     multiplied, d_branch = normed.to(dtype), d_branch.to(dtype)
     if normed_ptr is not None:
@@ -209,7 +208,8 @@ def inputs_kernel(
 
 @triton.jit
 def weights_kernel(
-    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, turned_ptr, scale_ptr, parts_ptr, index_ptr, offsets_ptr, tokens, segments, tiles,
+    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, turned_ptr, scale_ptr, parts_ptr,
+    index_ptr, offsets_ptr, tokens, segments, tiles,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip

@@ -65,11 +65,15 @@ def test_captured_in_a_cuda_graph():
     torch.testing.assert_close(out, window_attention(q, k, v, bias, scale=0.3))
 
 
-@pytest.mark.parametrize("shape", MLP_SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kept", [None, 0.4])
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [(dtype, shape) for dtype in (torch.float16, torch.bfloat16) for shape in MLP_SHAPES]
+    + [(torch.float32, "published"), (torch.float32, "odd")],  # exact products of more than 64 channels run nowhere
+)
 @pytest.mark.parametrize("stream", [torch.float32, None], ids=["autocast", "plain"])
-def test_mlp_and_every_gradient(dtype, stream, shape):
-    assert_small(mlp_errors(dtype, stream, device="cuda", **MLP_SHAPES[shape]), stream or dtype)
+def test_mlp_and_every_gradient(dtype, stream, shape, kept):
+    assert_small(mlp_errors(dtype, stream, device="cuda", kept=kept, **MLP_SHAPES[shape]), stream or dtype)
 
 
 def block_gradients(mode, dtype, backend, autocast=None):
@@ -93,7 +97,7 @@ def block_gradients(mode, dtype, backend, autocast=None):
     return [y.detach(), *torch.autograd.grad(y, leaves, cotangent)]
 
 
-@pytest.mark.parametrize("mode", ["zero", "token", "drop"])
+@pytest.mark.parametrize("mode", ["zero", "token", "drop", "visible"])
 @pytest.mark.parametrize("autocast", [None, torch.float16, torch.bfloat16], ids=str)
 def test_block_and_every_gradient(mode, autocast):
     truth = block_gradients(mode, torch.float64, "reference")

@@ -44,9 +44,9 @@ def eager(x, weights, scale, dtype=None, keep=None):
 def rows_of(keep):
     """As a plan has them on a device: a list with room for every row, in an order of its own."""
     rows = keep.flatten().nonzero().flatten().flip(0)
-    index = torch.zeros(keep.numel(), dtype=torch.int64)
+    index = rows.new_zeros(keep.numel())
     index[: len(rows)] = rows
-    return Rows(len(index), index, torch.tensor([0, len(rows) // 2, len(rows)], dtype=torch.int32))
+    return Rows(len(index), index, torch.tensor([0, len(rows) // 2, len(rows)], dtype=torch.int32, device=keep.device))
 
 
 def errors(dtype, stream=None, with_scale=True, device="cpu", kept=None, precision="highest", **shape):
@@ -60,6 +60,8 @@ def errors(dtype, stream=None, with_scale=True, device="cpu", kept=None, precisi
     x, weights, scale, grad = make_case(**shape)
     scale = scale.to(device) if with_scale else None
     keep = None if kept is None else torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(1)) < kept
+    if keep is not None:
+        keep = keep.to(device)
     rows = None if keep is None else rows_of(keep)
     found = {}
 
