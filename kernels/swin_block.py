@@ -15,14 +15,14 @@ from .backends import REGISTRY, Backend, choose, not_float32, triton_unavailable
 from .geometry import Windows, relative_position_bias, shift_mask, token_order
 from .native import CPU_LIBRARY
 from .reference import keep_per_head
-from .triton_launch import product_precision
+from .triton_launch import exact_products
 from .visible import VisibleTokens
 from .window_attention import triton_cannot_attend, window_attention
 
 MODES = ("zero", "token", "drop", "visible")
 EPSILON = 1e-5
 MAX_TRITON_CHANNELS = 256  # a row is held in registers
-MAX_EXACT_TRITON_CHANNELS = 64  # of exact float32 products, which have no matrix instructions: TRITON.md
+MAX_EXACT_TRITON_CHANNELS = 64  # with exact float32 products; PyTorch is faster at more (TRITON.md)
 
 
 class SwinBlockWeights(NamedTuple):
@@ -252,8 +252,7 @@ def _triton_why_not(inputs: BlockInputs) -> str | None:
     channels = inputs.x.shape[-1]
     if channels > MAX_TRITON_CHANNELS:
         return f"x has {channels} channels, at most {MAX_TRITON_CHANNELS} fit"
-    exact = _product_dtype(inputs.x) == torch.float32 and product_precision() == "ieee"
-    if exact and channels > MAX_EXACT_TRITON_CHANNELS:
+    if channels > MAX_EXACT_TRITON_CHANNELS and exact_products(_product_dtype(inputs.x)):
         return (
             f"exact float32 products of {channels} channels, more than {MAX_EXACT_TRITON_CHANNELS}, are faster in "
             "PyTorch; torch.autocast or torch.set_float32_matmul_precision('high') allows others"

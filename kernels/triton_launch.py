@@ -23,6 +23,11 @@ def product_precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
+def exact_products(dtype: torch.dtype) -> bool:
+    """Whether products in `dtype` are of exact float32, for which NVIDIA's devices have no matrix instructions."""
+    return dtype == torch.float32 and product_precision() == "ieee"
+
+
 def compile_options(num_warps: int, maxnreg: int | None, nvidia: bool) -> dict[str, int]:
     """What Triton compiles a kernel with, besides its constants."""
     options = {"num_warps": num_warps, "num_stages": NUM_STAGES}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import triton_launch
 from .geometry import Windows
-from .triton_launch import product_precision, tile_side
+from .triton_launch import exact_products, product_precision, tile_side
 from .triton_linear import (
     norm_backward_kernel,
     pack_kernel,
@@ -20,7 +20,8 @@ from .tuning import tuned
 # Partial sums of weight gradients: the same number on every device, so that results do not depend on it.
 WEIGHT_CHUNKS = 108
 # Rows and columns of a tile (for weight gradients: how many tiles side by side), and warps, of kernels with up to 64,
-# 128 and 256 channels: few instructions, and no spills on any target (TRITON.md). First with 16-bit products.
+# 128 and 256 channels: few instructions, and no spills on any target (TRITON.md). First with 16-bit products, then with
+# float32 ones: tf32, and up to 64 channels exact ones, too.
 TILES = {
     rows_to_heads_kernel: (((64, 32, 4), (64, 64, 4), (64, 64, 8)), ((64, 32, 4), (64, 32, 4), (32, 32, 4))),
     projection_kernel: (((64, 32, 4), (64, 32, 8), (64, 32, 8)), ((64, 32, 4), (64, 32, 8), (32, 32, 8))),
@@ -82,10 +83,9 @@ def _pack(
     norm_bias: Tensor | None = None,
 ) -> Packed:
     shape, channels = (parts, layout.heads, layout.head_stride), weight.shape[1]
-    exact = layout.dtype == torch.float32 and product_precision() == "ieee"
     packed = Packed(
         weight.new_empty(*shape, channels, dtype=layout.dtype),
-        weight.new_empty(channels, *shape, dtype=layout.dtype) if exact else None,
+        weight.new_empty(channels, *shape, dtype=layout.dtype) if exact_products(layout.dtype) else None,
         None if bias is None else weight.new_empty(shape, dtype=torch.float32),
     )
     columns = packed.weight.numel() // channels

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import triton_launch
 from .geometry import Windows
-from .triton_launch import product_precision, tile_side
+from .triton_launch import exact_products, product_precision, tile_side
 from .triton_layers import Layout, Rows, weight_gradient
 from .triton_mlp_kernels import fold_kernel, inputs_kernel, mlp_kernel, unfold_kernel, weights_kernel
 from .tuning import tuned
@@ -26,8 +26,9 @@ class MlpWeights(NamedTuple):
 
 
 # Rows, hidden units and warps of a program, and stages of loads in flight: by element size and, rising, width of a row.
-# The figures are in TRITON.md. Where x is float32 and weights are not, rows and units differ in number: with equal
-# tiles Triton reads x in vectors as long as those of the weights, half of every sector at a time.
+# float32 is tf32, and up to 64 channels exact, too. The figures are in TRITON.md. Where x is float32 and weights are not,
+# rows and units differ in number: with equal tiles Triton reads x in vectors as long as those of the weights, half of
+# every sector at a time.
 TILES = {
     2: {
         64: {mlp_kernel: (128, 32, 4, 2), inputs_kernel: (64, 32, 4, 2), weights_kernel: (32, 128, 8, 2)},
@@ -76,8 +77,7 @@ def _prepare(x: Tensor, weights: MlpWeights, dtype: torch.dtype, rows: Rows | No
     units = triton.cdiv(hidden, most) * most
     w1, w2 = (torch.empty(units, block_c, dtype=dtype, device=x.device) for _ in range(2))
     b1 = torch.empty(units, dtype=torch.float32, device=x.device)
-    exact = dtype == torch.float32 and product_precision() == "ieee"
-    turned = torch.empty(2, block_c, units, dtype=dtype, device=x.device) if exact else None
+    turned = torch.empty(2, block_c, units, dtype=dtype, device=x.device) if exact_products(dtype) else None
     arguments = (*(weight.contiguous() for weight in weights[:5]), w1, b1, w2, turned)
     constants: dict[str, Any] = {"CHANNELS": channels, "HIDDEN": hidden, "UNITS": units, "BLOCK_C": block_c}
     triton_launch.launch(fold_kernel, (units // 32,), *arguments, num_warps=4, BLOCK_M=32, **constants)
