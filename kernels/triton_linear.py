@@ -132,10 +132,12 @@ def rows_to_heads_kernel(
 
 @triton.jit
 def sum_over_columns(
-    heads_ptr, packed_ptr, row, valid, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr,
+    heads_ptr, packed_ptr, first, rows, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Head columns times packed weights, (rows, BLOCK_C) in float32."""
+    """Head columns of BLOCK_R rows times packed weights, (BLOCK_R, BLOCK_C) in float32."""
+    row = first + tl.arange(0, BLOCK_R)
+    valid = row < rows
     out = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     for start in range(0, COLUMNS, BLOCK_N):
         column = start + tl.arange(0, BLOCK_N)
@@ -158,11 +160,12 @@ def projection_kernel(
     first = tl.program_id(0) * BLOCK_R
     if first >= rows:
         return
-    row, valid, token = tile_rows(first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R)
     channel = tl.arange(0, BLOCK_C)
     branch = sum_over_columns(
-        heads_ptr, packed_ptr, row, valid, COLUMNS, CHANNELS, PRECISION, BLOCK_R, BLOCK_N, BLOCK_C
+        heads_ptr, packed_ptr, first, rows, COLUMNS, CHANNELS, PRECISION, BLOCK_R, BLOCK_N, BLOCK_C
     )
+    # Behind the loop, whose sums need the registers.
+    _, valid, token = tile_rows(first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R)
     branch += tl.load(bias_ptr + channel, mask=channel < CHANNELS, other=0.0).to(tl.float32)[None, :]
     if scale_ptr is not None:
         branch *= tl.load(scale_ptr + token // (height * width), mask=valid, other=0.0)[:, None]
@@ -183,10 +186,10 @@ def norm_backward_kernel(
     first = tl.program_id(0) * BLOCK_R
     if first >= rows:
         return
-    row, valid, token = tile_rows(first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R)
     d_normed = sum_over_columns(
-        heads_ptr, packed_ptr, row, valid, COLUMNS, CHANNELS, PRECISION, BLOCK_R, BLOCK_N, BLOCK_C
+        heads_ptr, packed_ptr, first, rows, COLUMNS, CHANNELS, PRECISION, BLOCK_R, BLOCK_N, BLOCK_C
     )
+    _, valid, token = tile_rows(first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R)
     normed, deviation = normalise(load_rows(x_ptr, token, valid, CHANNELS, BLOCK_C), CHANNELS)
     dx = load_rows(dx_ptr, token, valid, CHANNELS, BLOCK_C)
     dx += normalise_backward(d_normed, normed, deviation, CHANNELS)

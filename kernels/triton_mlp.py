@@ -26,9 +26,9 @@ class MlpWeights(NamedTuple):
 
 
 # Rows, hidden units and warps of a program, and stages of loads in flight: by element size and, rising, width of a row.
-# float32 is tf32, and up to 64 channels exact, too. The figures are in TRITON.md. Where x is float32 and weights are not,
-# rows and units differ in number: with equal tiles Triton reads x in vectors as long as those of the weights, half of
-# every sector at a time.
+# float32 is tf32, and up to 64 channels exact, too. The figures are in TRITON.md. Where x is float32 and weights are
+# not, rows and units differ in number: with equal tiles Triton reads x in vectors as long as those of the weights, half
+# of every sector at a time.
 TILES = {
     2: {
         64: {mlp_kernel: (128, 32, 4, 2), inputs_kernel: (64, 32, 4, 2), weights_kernel: (32, 128, 8, 2)},
