@@ -89,6 +89,8 @@ def _tiles(kernel: Any, call: _Call) -> dict[str, int]:
     by_width = TILES[call.folded[0].element_size()]
     width = next(width for width in by_width if call.constants["BLOCK_C"] <= width)
     rows, units, warps, stages = by_width[width][kernel]
+    if call.rows is not None and kernel is mlp_kernel and width == 256:
+        units = min(units, 32)  # beside a factor for each row, more would spill
     sizes = {"channels": call.constants["CHANNELS"], "hidden": call.constants["HIDDEN"]}
     tiles = {"BLOCK_R": rows, "BLOCK_M": units, "STAGES": stages, "num_warps": warps}
     return tuned(kernel, tiles, most={"BLOCK_M": max(64, units)}, dtype=call.folded[0].dtype, **sizes)
