@@ -186,10 +186,10 @@ def norm_backward_kernel(
     first = tl.program_id(0) * BLOCK_R
     if first >= rows:
         return
+    _, valid, token = tile_rows(first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R)
     d_normed = sum_over_columns(
         heads_ptr, packed_ptr, first, rows, COLUMNS, CHANNELS, PRECISION, BLOCK_R, BLOCK_N, BLOCK_C
     )
-    _, valid, token = tile_rows(first, rows, index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R)
     normed, deviation = normalise(load_rows(x_ptr, token, valid, CHANNELS, BLOCK_C), CHANNELS)
     dx = load_rows(dx_ptr, token, valid, CHANNELS, BLOCK_C)
     dx += normalise_backward(d_normed, normed, deviation, CHANNELS)
