@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import tuning
+
 # A window has one or two tiles of keys: too few for loads ahead to pay for their shared memory.
 NUM_STAGES = 1
 
@@ -19,8 +21,10 @@ def tile_side(extent: int) -> int:
 
 @torch.compiler.assume_constant_result  # graphs are guarded by PyTorch's own setting
 def product_precision() -> str:
-    """Of float32 products, as `tl.dot` names it: exact unless PyTorch is told that less will do."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """Of float32 products, as `tl.dot` names it: exact unless PyTorch is told that less will do, and the device can."""
+    exact = torch.get_float32_matmul_precision() == "highest"
+    # Of AMD's devices, Triton has tf32 on CDNA 3 only.
+    return "ieee" if exact or (torch.version.hip and tuning.architecture() != "gfx942") else "tf32"
 
 
 def exact_products(dtype: torch.dtype) -> bool:

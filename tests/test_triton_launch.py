@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_on_ptxsim import in_place_of_launch
 
-from masked_swin.kernels import triton_backend, triton_block, triton_embedding, window_attention
+from masked_swin.kernels import triton_backend, triton_block, triton_embedding, triton_launch, tuning, window_attention
 from masked_swin.kernels.swin_block import MODES
 
 SIDE, CHANNELS, HEADS = 4096, 60, 6
@@ -34,9 +34,6 @@ def check(found):
 
 @pytest.mark.parametrize("mode", [None, *MODES])
 def test_block(mode):
-    if mode == "visible":
-        pytest.skip("left to the composed block")
-
     def run():
         c, h = CHANNELS, 2 * CHANNELS
         shapes = [c, c, (3 * c, c), 3 * c, (225, HEADS), (c, c), c, c, c, (h, c), h, (c, h), c]
@@ -73,3 +70,15 @@ def more_programs_than_an_axis_takes():
 
 def test_more_programs_than_an_axis_takes(interpreted):
     interpreted(more_programs_than_an_axis_takes)
+
+
+@pytest.mark.parametrize(
+    ("hip", "architecture", "precision"),
+    [(None, "sm_80", "tf32"), ("7.0", "gfx942", "tf32"), ("7.0", "gfx90a", "ieee")],
+)
+def test_less_precise_products_only_where_the_device_has_them(monkeypatch, hip, architecture, precision):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(tuning, "architecture", lambda: architecture)
+    assert triton_launch.product_precision() == "ieee"
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert triton_launch.product_precision() == precision
