@@ -20,7 +20,7 @@ from .triton_forward import forward_kernel
 from .triton_launch import product_precision, tile_side
 from .triton_masked import masked_bias_gradient_kernel, masked_bias_kernel
 from .triton_pairs import rows_of_places_kernel
-from .tuning import tuned
+from .triton_tiles import attention_tiles, most_registers
 
 # The gradient of the bias is added up in so many parts, of so many elements at most: the same on every device, so that
 # results do not depend on it.
@@ -182,50 +182,6 @@ def _kinds(call: Attention) -> _Kinds:
     return _Kinds((period, None, across, *first[:3]), block, first[3])
 
 
-def _tiles(call: Attention, kernel: Any) -> dict[str, int]:
-    """Tile sides and warps: the largest that no target spills (TRITON.md).
-
-    Keys of a list come in tiles of 16, for a program of one warp; windows full of keys have four, and larger tiles.
-    """
-    queries, keys = tile_side(call.constants["QUERIES"]), tile_side(call.constants["KEYS"])
-    itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
-    backward, compact = kernel is backward_kernel, call.compact_keys
-    row = call.constants["BLOCK_D"] * itemsize
-    partial = call.constants["LANES"] < call.constants["BLOCK_D"]  # heads that are not padded take more registers
-    warps = 4
-    kept = 2048 if partial and row >= 64 and itemsize == 2 else 4096  # bytes of a tile of queries
-    if compact and (backward or itemsize == 2):
-        warps = max(1, min(4, row // 64))
-    if call.compact_output:
-        kept = 1024  # few queries, as few keys
-    elif backward and (compact or queries > 64):
-        kept = 2048 if call.padded or itemsize == 4 else 1024
-    elif backward and not call.padded and row >= 64:
-        warps = 4 if partial and itemsize == 2 else 8
-    side = max(16, min(64, queries, kept // row))
-    if compact and backward:
-        if side < queries:
-            side = min(16 if itemsize == 4 and call.constants["QUERIES"] % 32 else 32, side)  # of two launches
-        if (side > 16 and call.constants["QUERIES"] % side) or (partial and row >= 64):
-            warps = max(warps, 2)
-    most_keys = 64
-    if compact:
-        most_keys = 16 if partial or not call.compact_output else side
-    tiles = {"BLOCK_T": side, "BLOCK_S": min(most_keys, keys), "num_warps": warps}
-    most = {name: tile_side(call.constants[side]) for name, side in (("BLOCK_T", "QUERIES"), ("BLOCK_S", "KEYS"))}
-    shape = {"head_dim": call.head_dim, "queries": call.constants["QUERIES"], "keys": call.constants["KEYS"]}
-    dtype = call.pointers[0].dtype  # type: ignore[union-attr]
-    kind = {"visible": call.compact_keys, "compact": call.compact_output, "padded": call.padded}
-    return tuned(kernel, tiles, most=most, dtype=dtype, **shape, **kind)
-
-
-def _maxnreg(call: Attention) -> int | None:
-    """All registers, where ptxas would else spill some to have one more program run at once."""
-    itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
-    small = call.padded and itemsize == 2 and call.constants["BLOCK_D"] <= 32
-    return None if small and not call.compact_keys else 255
-
-
 def _strides(call: Attention, *tensors: Tensor) -> tuple[list[Tensor], list[int], int]:
     """Gradients or outputs as the kernels take them, the strides of their rows, and the one of heads."""
     rows = [_rows(tensor) for tensor in tensors]
@@ -254,8 +210,8 @@ def run_forward(call: Attention, out: Tensor, stats: Tensor | None = None) -> No
         **call.constants,
         OUT_STRIDE=stride,
         OUT_HEAD_STRIDE=head_stride,
-        maxnreg=_maxnreg(call),
-        **_tiles(call, forward_kernel),
+        maxnreg=most_registers(call),
+        **attention_tiles(call, forward_kernel),
     )
 
 
@@ -274,7 +230,7 @@ def run_backward(
     (dq, dk, dv), (dq_stride, dk_stride, dv_stride), d_head_stride = _strides(call, dq, dk, dv)
     if grad_stride != out_stride:
         raise ValueError(f"rows of grad_out and out must be equally far apart, not {grad_stride} and {out_stride}")
-    tiles = _tiles(call, backward_kernel)
+    tiles = attention_tiles(call, backward_kernel)
     parts = min(BIAS_PARTS, max(1, BIAS_PART_ELEMENTS // (heads * keys * queries)))
     windows_each = -(-call.windows // parts)
     parts = -(-call.windows // windows_each)
@@ -313,7 +269,7 @@ def run_backward(
             FOR_QUERIES=for_queries,
             FOR_KEYS=for_keys,
             WHOLE=tiles["BLOCK_T"],
-            maxnreg=_maxnreg(call),
+            maxnreg=most_registers(call),
             **(tiles if for_queries else keys_tiles),
         )
     if masked is not None:
