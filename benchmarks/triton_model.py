@@ -6,9 +6,9 @@
 A MODEL, never a time. ptxsim runs a sample of a kernel's programs, compiled for sm_80; their bytes, matrix FLOPs,
 instructions and shared-memory accesses are divided by what a device can do at best, the largest of the four counts.
 Registers and shared memory of the kernel compiled for the device say how many warps are resident; with fewer than hide
-the latency of arithmetic, it takes longer in proportion. What spills is refused, and so is what has more matrix FLOPs
-or asks for more sectors than the rule: how much a device minds these, a model without caches does not know. Nor does it
-know what sm_80's instructions do not show of other devices.
+the latency of arithmetic, it takes longer in proportion. What spills is refused, and so is what has more instructions
+or matrix FLOPs, or asks for more sectors, than the rule: a model without caches, and that counts on no two instructions
+of a warp at once, should gain by more warps only. Nor does it know what sm_80's instructions do not show of others.
 """
 
 import argparse
@@ -66,7 +66,7 @@ LATENCY = 4  # clocks until arithmetic can go on: so many warps hide it, for eac
 SAMPLE = 16  # programs of a grid that are run
 BATCH = 8  # images: counts are in proportion to them, so that a full device is modelled
 LEAST_GAIN = 0.1  # of the modelled cost: less is not worth leaving the rule for
-MORE = 1.1  # times the matrix FLOPs or sectors of the rule: more is refused
+MORE = 1.1  # times the instructions, matrix FLOPs or sectors of the rule: more is refused
 
 
 class Model:
@@ -76,7 +76,7 @@ class Model:
         self.device = device
         self.key = ""
         self.milliseconds = 0.0
-        self.work = [0.0, 0.0]  # matrix FLOPs, and sectors asked for
+        self.work = [0.0, 0.0, 0.0]  # instructions, matrix FLOPs, and sectors asked for
         self.work_by_rule: dict[str, list[float]] = {}
         self.samples: dict[str, tuple[Stats, list[int]]] = {}  # of other devices, too
 
@@ -95,8 +95,9 @@ class Model:
             self.samples[key] = stats, [tensor.untyped_storage().nbytes() for tensor in arguments_run]
         stats, sizes = self.samples[key]
         scale = stats.ctas_total / stats.ctas_run
-        self.work[0] += scale * stats.mma_flops
-        self.work[1] += scale * sum(a.requested_read + a.requested_written for a in stats.arguments)
+        self.work[0] += scale * stats.issued_instructions
+        self.work[1] += scale * stats.mma_flops
+        self.work[2] += scale * sum(a.requested_read + a.requested_written for a in stats.arguments)
         compiled = compile_kernel(kernel, arguments, num_warps, constants, self.device.target)
         registers, spills = resources(Launch(self.key, [], compiled, None), self.device.target)
         if spills:
@@ -131,7 +132,7 @@ class Model:
 
     def measure(self, run: autotune.Run, key: str, tiles: dict[str, Tiles]) -> float:
         """As `autotune.time_on_device`."""
-        self.key, self.milliseconds, self.work = key, 0.0, [0.0, 0.0]
+        self.key, self.milliseconds, self.work = key, 0.0, [0.0, 0.0, 0.0]
         try:
             with tuning.trying(tiles):
                 run()

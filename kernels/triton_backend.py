@@ -210,7 +210,7 @@ def run_forward(call: Attention, out: Tensor, stats: Tensor | None = None) -> No
         **call.constants,
         OUT_STRIDE=stride,
         OUT_HEAD_STRIDE=head_stride,
-        maxnreg=most_registers(call),
+        maxnreg=most_registers(call, forward_kernel),
         **attention_tiles(call, forward_kernel),
     )
 
@@ -269,7 +269,7 @@ def run_backward(
             FOR_QUERIES=for_queries,
             FOR_KEYS=for_keys,
             WHOLE=tiles["BLOCK_T"],
-            maxnreg=most_registers(call),
+            maxnreg=most_registers(call, backward_kernel),
             **(tiles if for_queries else keys_tiles),
         )
     if masked is not None:

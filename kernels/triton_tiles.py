@@ -33,13 +33,14 @@ def attention_tiles(call: "Attention", kernel: Any) -> dict[str, int]:
         uneven = itemsize == 4 and constants["QUERIES"] % 32
         side = min(16 if uneven else 32, side)
 
-    warps = 4
-    if compact and (backward or itemsize == 2):
-        warps = max(1, min(4, row // 64))
+    if compact:
+        warps = max(1, min(4, row // 64)) if backward or itemsize == 2 else 4
         if backward and ((side > 16 and constants["QUERIES"] % side) or (partial and wide)):
             warps = max(warps, 2)
-    elif backward and queries <= 64 and wide and not call.padded:
-        warps = 4 if partial and itemsize == 2 else 8
+    elif backward:
+        warps = 8 if wide and queries <= 64 and (itemsize == 4 or not (call.padded or partial)) else 4
+    else:
+        warps = 8 if itemsize == 4 and row > 64 else 4
 
     most_keys = 64
     if compact:
@@ -52,8 +53,9 @@ def attention_tiles(call: "Attention", kernel: Any) -> dict[str, int]:
     return tuned(kernel, tiles, most=most, dtype=dtype, **shape, **kind)
 
 
-def most_registers(call: "Attention") -> int | None:
-    """All registers, where ptxas would else spill some to have one more program run at once."""
+def most_registers(call: "Attention", kernel: Any) -> int | None:
+    """All registers, where ptxas would else spill some to have one more program run at once; None where it does not."""
     itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
-    small = call.padded and itemsize == 2 and call.constants["BLOCK_D"] <= 32
-    return None if small and not call.compact_keys else 255
+    small = call.constants["BLOCK_D"] * itemsize <= 64 and (call.padded or itemsize == 4)
+    in_forward = itemsize == 2 or call.constants["KEYS"] <= 64
+    return None if small and not call.compact_keys and (kernel is backward_kernel or in_forward) else 255
