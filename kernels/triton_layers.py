@@ -168,6 +168,9 @@ def _run(
     grid: tuple[int, ...] = (max(1, -(-rows.capacity // tiles["BLOCK_R"])),)
     if chunks:
         grid = (chunks, -(-columns // (tiles["TILES"] * tiles["BLOCK_N"])))
+    # With tf32 at 30 channels ptxas would spill 8 bytes to have one more program run at once.
+    limited = kernel is rows_to_heads_kernel and channels <= 64
+    limited = limited and layout.dtype == torch.float32 and not exact_products(layout.dtype)
     triton_launch.launch(
         kernel,
         grid,
@@ -180,6 +183,7 @@ def _run(
         COLUMNS=columns,
         CHANNELS=channels,
         PRECISION=product_precision(),
+        maxnreg=255 if limited else None,
         **tiles,
         **more,
     )
