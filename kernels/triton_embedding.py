@@ -6,7 +6,7 @@ each thread at least, which are read and given their noise at once; a *tile* is 
 float32. Pixels of a run are gathered from its threads: where a tile reads them itself, its threads all do.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -194,70 +194,61 @@ def _tiles(kernel: Any, channels: int, numbers: int) -> dict[str, int]:
     return {"CHANNELS": channels, "BLOCK_C": block, "RUN": run, **tiles}
 
 
-def forward(
-    image: Tensor,
-    seed: Tensor | None,
-    draw: Tensor | None,
-    sample: Tensor | None,
-    masked: Tensor | None,
-    mean: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    height: int,
-    width: int,
-    sigma: float,
-    image_range: float,
-    mask_value: float,
-    image_gradient: bool,
-) -> Tensor:
+class _Inputs(NamedTuple):
+    """Of both operators; the first ten are what the kernels take."""
+
+    image: Tensor
+    seed: Tensor | None
+    draw: Tensor | None
+    sample: Tensor | None
+    masked: Tensor | None
+    mean: Tensor
+    weight: Tensor
+    bias: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    height: int
+    width: int
+    sigma: float
+    image_range: float
+    mask_value: float
+    image_gradient: bool
+
+
+def forward(*inputs: Any) -> Tensor:
     """The operator pixel_embedding_triton."""
-    out = norm_weight.new_empty(len(image), height, width, len(bias))
-    tiles = _tiles(embedding_kernel, len(bias), NUMBERS_EACH)
+    given = _Inputs(*inputs)
+    image, pixels, channels = given.image, given.height * given.width, len(given.bias)
+    out = given.norm_weight.new_empty(len(image), given.height, given.width, channels)
+    tiles = _tiles(embedding_kernel, channels, NUMBERS_EACH)
     triton_launch.launch(
         embedding_kernel,
-        (len(image) * triton.cdiv(height * width, tiles["RUN"]),),
-        *_contiguous(image, seed, draw, sample, masked, mean, weight, bias, norm_weight, norm_bias),
-        *(out, *image.shape[2:], height, width, sigma, image_range, mask_value),
+        (len(image) * triton.cdiv(pixels, tiles["RUN"]),),
+        *_contiguous(*given[:10]),
+        *(out, *image.shape[2:], given.height, given.width, given.sigma, given.image_range, given.mask_value),
         IMAGE_CHANNELS=image.shape[1],
         **tiles,
     )
     return out
 
 
-def backward(
-    grad_out: Tensor,
-    image: Tensor,
-    seed: Tensor | None,
-    draw: Tensor | None,
-    sample: Tensor | None,
-    masked: Tensor | None,
-    mean: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    height: int,
-    width: int,
-    sigma: float,
-    image_range: float,
-    mask_value: float,
-    image_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(grad_out: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The operator pixel_embedding_triton_backward: gradients of image (if asked for), weight, bias and LayerNorm's."""
+    given = _Inputs(*inputs)
+    image, height, width, weight, channels = given.image, given.height, given.width, given.weight, len(given.bias)
     batch, image_channels, image_height, image_width = image.shape
-    d_padded = image.new_empty(batch, image_channels, height, width) if image_gradient else None
-    tiles = _tiles(embedding_backward_kernel, len(bias), NUMBERS_EACH_BACKWARD)
+    d_padded = image.new_empty(batch, image_channels, height, width) if given.image_gradient else None
+    tiles = _tiles(embedding_backward_kernel, channels, NUMBERS_EACH_BACKWARD)
     part = triton.cdiv(height * width, max(1, PARTS // batch))
     part = triton.cdiv(part, tiles["RUN"]) * tiles["RUN"]
     parts = triton.cdiv(height * width, part)
-    sums = image.new_empty(batch * parts, 3 + image_channels, len(bias), dtype=torch.float32)
+    sums = image.new_empty(batch * parts, 3 + image_channels, channels, dtype=torch.float32)
     triton_launch.launch(
         embedding_backward_kernel,
         (batch, parts),
-        *_contiguous(grad_out, image, seed, draw, sample, masked, mean, weight, bias, norm_weight),
-        *(d_padded, sums, image_height, image_width, height, width, part, sigma, image_range, mask_value),
+        *_contiguous(grad_out, *given[:9]),
+        *(d_padded, sums, image_height, image_width, height, width, part),
+        *(given.sigma, given.image_range, given.mask_value),
         IMAGE_CHANNELS=image_channels,
         **tiles,
     )

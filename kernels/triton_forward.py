@@ -13,9 +13,8 @@ from .triton_pairs import (
     masked_scores,
     query_rows,
     store_head,
-    window_rows,
+    take_windows,
     window_tables,
-    windows_that_fit,
 )
 
 
@@ -55,17 +54,9 @@ def forward_kernel(
     step = 0
     while step < steps:
         window = first_window + step
-        taken, pack_ptr = 1, None
-        if PACKED:
-            pack_ptr = offsets_ptr + window
-            left = steps - step
-            if regions_ptr is not None:  # those of an image lie behind each other
-                left = tl.minimum(left, region_windows - window % region_windows)
-            taken = windows_that_fit(pack_ptr, left, BLOCK_T)
-        key_first, key_count = window_rows(window, taken, offsets_ptr, KEYS)
-        out_first, out_count = key_first, key_count
-        if not ONLY_VISIBLE:
-            out_first, out_count = window_rows(window, 1, None, QUERIES)
+        taken, pack_ptr, key_first, key_count, out_first, out_count = take_windows(
+            window, steps - step, offsets_ptr, regions_ptr, region_windows, BLOCK_T, QUERIES, KEYS, PACKED, ONLY_VISIBLE
+        )
         q_first = key_first if COMPACT_Q else out_first
         window_rows_ptr, region_ptr, window_mask_ptr = window_tables(
             window, rows_ptr, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS

@@ -46,6 +46,28 @@ def windows_that_fit(offsets_ptr, left, MOST: tl.constexpr):
 
 
 @triton.jit
+def take_windows(
+    window, left, offsets_ptr, regions_ptr, region_windows, MOST: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, PACKED: tl.constexpr, ONLY_VISIBLE: tl.constexpr,
+):  # fmt: skip
+    """How many of the `left` windows from one on are taken at once: with PACKED, those of MOST rows together at most.
+
+    And their offsets (None if it is always one), first row and number of rows of their keys, and of their queries.
+    """
+    taken, pack_ptr = 1, None
+    if PACKED:
+        pack_ptr = offsets_ptr + window
+        if regions_ptr is not None:  # those of an image lie behind each other
+            left = tl.minimum(left, region_windows - window % region_windows)
+        taken = windows_that_fit(pack_ptr, left, MOST)
+    key_first, key_count = window_rows(window, taken, offsets_ptr, KEYS)
+    out_first, out_count = key_first, key_count
+    if not ONLY_VISIBLE:
+        out_first, out_count = window_rows(window, 1, None, QUERIES)
+    return taken, pack_ptr, key_first, key_count, out_first, out_count
+
+
+@triton.jit
 def window_of_rows(row, offsets_ptr, windows):
     """Which of the first windows of a list each row lies in, counted from the first one's first."""
     begin = tl.load(offsets_ptr)
