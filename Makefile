@@ -71,17 +71,17 @@ format: setup
 
 bench: setup
 	$(if $(ROWS),,rm -f benchmarks/results/cpu.json)
-	$(RUN) pytest benchmarks/bench_*.py --verbosity=0 $(if $(ROWS),-k "$(ROWS)")
+	$(RUN) pytest benchmarks/cpu --verbosity=0 $(if $(ROWS),-k "$(ROWS)")
 
 performance: setup
-	$(VENV)/bin/python benchmarks/plot_cost.py
-	$(VENV)/bin/python benchmarks/performance_table.py
+	$(RUN) benchmarks.tools.plot_cost
+	$(RUN) benchmarks.tools.performance_table
 
 bench-gpu: setup
-	$(VENV)/bin/python benchmarks/gpu.py $(if $(ROWS),"$(ROWS)")
+	$(RUN) benchmarks.gpu.run $(if $(ROWS),"$(ROWS)")
 
 clean:
-	rm -rf build dist *.egg-info kernels/*.so $(SET_UP)
+	rm -rf build dist *.egg-info kernels/cpu/*.so $(SET_UP)
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find kernels masked_swin train tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 

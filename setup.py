@@ -90,7 +90,7 @@ if __name__ == "__main__":  # tests/checks/portable.sh imports the flags
     setup(
         ext_modules=[
             Extension(
-                "masked_swin.kernels._cpu",
+                "masked_swin.kernels.cpu._cpu",
                 sources=SOURCES,
                 depends=[str(path) for path in Path("csrc").rglob("*.h")],
                 py_limited_api=True,

@@ -2,8 +2,8 @@
 
 from .backends import backend_report
 from .convolution import convolution
+from .cpu.library import CPU_LIBRARY
 from .geometry import Windows, relative_position_bias, relative_position_index, shift_mask
-from .native import CPU_LIBRARY
 from .noise import Noise, gaussian_noise
 from .pixel_embedding import Embedding, EmbeddingWeights, pixel_embedding
 from .swin_block import SwinBlockWeights, swin_block

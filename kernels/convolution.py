@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backends import REGISTRY, Backend, choose, not_float32
-from .native import CPU_LIBRARY
+from .cpu.library import CPU_LIBRARY
 
 
 class ConvolutionInputs(NamedTuple):

@@ -48,7 +48,7 @@ define(
     f"(Tensor keep, {_GEOMETRY}) -> (Tensor index, Tensor position, Tensor offsets, Tensor kept, Tensor regions)",
     _visible_fake,
 )
-implement_in_triton("token_mask_triton", "triton_mask.token_mask")
-implement_in_triton("exact_token_mask_triton", "triton_mask.exact_token_mask")
-implement_in_triton("normal_triton", "triton_noise.normal")
-implement_in_triton("visible_tokens_triton", "triton_visible.visible_tokens")
+implement_in_triton("token_mask_triton", "triton.token_mask.token_mask")
+implement_in_triton("exact_token_mask_triton", "triton.token_mask.exact_token_mask")
+implement_in_triton("normal_triton", "triton.noise.normal")
+implement_in_triton("visible_tokens_triton", "triton.visible.visible_tokens")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import mask_ops  # noqa: F401  (registers the operators)
 from .backends import TRITON_INSTALLED
-from .native import CPU_LIBRARY
+from .cpu.library import CPU_LIBRARY
 from .token_mask import RESERVED, random_words
 
 

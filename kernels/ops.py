@@ -19,9 +19,9 @@ NATIVE_BACKENDS: dict[str, tuple[tuple[str, ...], torch.dtype | None]] = {
     "triton": (("window_attention", "swin_block", "pixel_embedding"), None),
 }
 _TRITON_MODULES = {
-    "window_attention": "triton_backend",
-    "swin_block": "triton_block",
-    "pixel_embedding": "triton_embedding",
+    "window_attention": "triton.window_attention",
+    "swin_block": "triton.swin_block",
+    "pixel_embedding": "triton.pixel_embedding",
 }
 
 _ATTENTION = (
@@ -139,7 +139,7 @@ def define(operator: str, schema: str, fake: Callable[..., Any]) -> None:
 
 def implement_in_triton(operator: str, function: str) -> None:
     """Compute masked_swin::operator by a "module.function" of this package, which is imported when it is first used."""
-    module, _, name = function.partition(".")
+    module, _, name = function.rpartition(".")
 
     def run(*inputs: Any) -> Any:
         return getattr(import_module(f".{module}", __package__), name)(*inputs)

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backends import REGISTRY, Backend, choose, not_float32, triton_unavailable
+from .cpu.library import CPU_LIBRARY
 from .geometry import Windows, relative_position_bias, shift_mask, token_order
-from .native import CPU_LIBRARY
 from .reference import keep_per_head
-from .triton_launch import exact_products
+from .triton.launch import exact_products
 from .visible import VisibleTokens
 from .window_attention import triton_cannot_attend, window_attention
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from . import mask_ops  # noqa: F401  (registers the operators)
 from .backends import TRITON_INSTALLED
+from .cpu.library import CPU_LIBRARY
 from .geometry import Windows, token_order
-from .native import CPU_LIBRARY
 
 Ratio = float | tuple[float, float]
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from . import ops, reference  # noqa: F401  (ops registers the operators)
 from .backends import REGISTRY, Backend, choose, not_float32, triton_cannot_take, triton_unavailable
+from .cpu.library import CPU_LIBRARY
 from .geometry import relative_position_bias
-from .native import CPU_LIBRARY
 from .visible import VisibleTokens
 
 MAX_HEAD_DIM = 128

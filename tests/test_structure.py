@@ -34,13 +34,13 @@ def layer_of(module: str) -> str:
 
 @pytest.mark.parametrize(
     "path",
-    sorted(p for layer in LAYERS for p in (ROOT / layer).glob("*.py")),
-    ids=lambda p: f"{p.parent.name}/{p.name}",
+    sorted(p for layer in LAYERS for p in (ROOT / layer).rglob("*.py")),
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_imports_point_down(path):
     import sys
 
-    own = path.parent.name
+    own = path.relative_to(ROOT).parts[0]
     for module, names in imports(path):
         top = module.split(".")[0]
         if top != "masked_swin":
@@ -52,8 +52,3 @@ def test_imports_point_down(path):
         assert LAYERS[target] <= LAYERS[own], f"{own} is below {target}"
         if target == "kernels" and own != "kernels":
             assert module in ("masked_swin.kernels", "masked_swin"), f"{module} is not public"
-
-
-def test_folders_are_flat():
-    for layer in LAYERS:
-        assert not [p for p in (ROOT / layer).iterdir() if p.is_dir() and p.name != "__pycache__"]

@@ -9,7 +9,7 @@ def main() -> int:
     """Run the command line; returns its exit code."""
     try:  # PyTorch takes seconds to import, in which Ctrl-C is no fault either
         if sys.argv[1:2] == ["doctor"]:
-            from masked_swin.train import doctor
+            from masked_swin.train.commands import doctor
 
             return doctor.main(sys.argv[2:])
         try:

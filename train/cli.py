@@ -17,10 +17,11 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from masked_swin import __version__
 from masked_swin.inference import AttentionMask
-from masked_swin.train import distributed, doctor, evaluate, noise
+from masked_swin.train import distributed
+from masked_swin.train.commands import doctor, evaluate, noise
+from masked_swin.train.commands.demo import run_demo
+from masked_swin.train.commands.denoise import DenoiseOptions, denoise_files, load_weights, weights_path
 from masked_swin.train.config import TrainConfig, apply_preset, train_config, train_parser
-from masked_swin.train.demo import run_demo
-from masked_swin.train.denoising import DenoiseOptions, denoise_files, load_weights, weights_path
 from masked_swin.train.loop import Trainer
 from masked_swin.train.messages import plain
 from masked_swin.train.parser import Parser

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from masked_swin import MaskedSwinIR, MaskKey, denoise, load_checkpoint
-from masked_swin.train import data, distributed
+from masked_swin.train import distributed
 from masked_swin.train.config import TrainConfig, changed_fields
-from masked_swin.train.degradations import gaussian
+from masked_swin.train.data import folders as data
+from masked_swin.train.data.degradations import gaussian
 from masked_swin.train.metrics import psnr
 from masked_swin.train.progress import Progress, RunLog, StepResult
 from masked_swin.train.run_folder import CONFIG_FILE, STATE_FILE, RunFolder

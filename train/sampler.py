@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masked_swin.train.data import TRAINING_STREAM, generator, to_float
+from masked_swin.train.data.folders import TRAINING_STREAM, generator, to_float
 
 
 class Batch(NamedTuple):

@@ -2,7 +2,7 @@
 file="$(wheel)"
 borrowing_venv "$WORK/foreign"
 pip_install "$WORK/foreign" --no-deps "$file"
-library="$(echo "$WORK"/foreign/lib/python*/site-packages/masked_swin/kernels/_cpu.abi3.so)"
+library="$(echo "$WORK"/foreign/lib/python*/site-packages/masked_swin/kernels/cpu/_cpu.abi3.so)"
 mkdir "$WORK/foreign_files"
 "$WORK/foreign/bin/python" "$HERE/foreign_libraries.py" "$library" "$WORK/foreign_files"
 kinds=()

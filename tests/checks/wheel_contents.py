@@ -22,10 +22,10 @@ info = metadata.split("/")[0]
 tops = {name.split("/")[0] for name in names} - {info}
 assert tops == {"masked_swin"}, f"top-level names {sorted(tops)}"
 for name in (
-    "kernels/_cpu.abi3.so",
-    "kernels/tuned.json",
+    "kernels/cpu/_cpu.abi3.so",
+    "kernels/triton/tuned.json",
     "py.typed",
-    "train/report.html.j2",
+    "train/commands/report.html.j2",
     "kernels/reference.py",
     "train/cli.py",
 ):
@@ -33,7 +33,7 @@ for name in (
 foreign = [
     name for name in names if name.split("/")[0] == "masked_swin" and Path(name).suffix not in {".py", ".so", ".j2"}
 ]
-assert sorted(foreign) == ["masked_swin/kernels/tuned.json", "masked_swin/py.typed"], foreign
+assert sorted(foreign) == ["masked_swin/kernels/triton/tuned.json", "masked_swin/py.typed"], foreign
 assert f"{info}/licenses/LICENSE" in names
 assert "\nLicense-Expression: Apache-2.0\n" in text
 assert "\nRequires-Python: >=3.10\n" in text

@@ -14,7 +14,7 @@ import torch
 
 import masked_swin
 from masked_swin.kernels import CPU_LIBRARY, window_attention
-from masked_swin.train.doctor import report
+from masked_swin.train.commands.doctor import report
 
 folder, reason = sys.argv[1:]
 package = Path(masked_swin.__file__).resolve()

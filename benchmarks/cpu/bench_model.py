@@ -1,0 +1,81 @@
+"""The whole network against the eager public-style one: training step (batch 4 of 64x64), its memory, and inference."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.cpu import work
+from benchmarks.cpu.networks import BATCH, SIZE, WIDE, our_forward, public_forward, public_network, training_step
+from masked_swin import PRESETS, MaskedSwinIR
+
+STEPS = {
+    "published, 75% masked": PRESETS["published"],
+    "published, masks off": PRESETS["swinir"],
+    "SwinIR-M (C=180), masks off": WIDE,
+}
+MEMORY_PAIRS = 3
+
+
+def compare_steps(report, name, config, bar, *, dtype=torch.float32, compiled=False):
+    torch.manual_seed(0)
+    eager = training_step(*public_forward(config, compiled=compiled))
+    ours = training_step(*our_forward(config, dtype))
+    forward, backward = work.network(config, BATCH * SIZE[0] * SIZE[1])
+    report.times(name, eager, ours, bar=bar, pairs=7, work=forward + backward, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "bar"),
+    [("published, 75% masked", 5.0), ("published, masks off", 3.0), ("SwinIR-M (C=180), masks off", 1.6)],
+    ids=["masked", "dense", "wide"],
+)
+def test_training_step(report, name, bar):
+    compare_steps(report, f"training step, {name}", STEPS[name], bar)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_training_step_compiled(report):
+    torch._dynamo.reset()
+    name = "published, 75% masked"
+    compare_steps(report, f"training step, {name} / torch.compile", STEPS[name], 5.0, compiled=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "bar"),
+    [("published, 75% masked", 7.0), ("published, masks off", None), ("SwinIR-M (C=180), masks off", 3.0)],
+    ids=["masked", "dense", "wide"],
+)
+def test_training_step_bf16(report, name, bar):
+    compare_steps(report, f"training step, {name}, bf16 / eager fp32", STEPS[name], bar, dtype=torch.bfloat16)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of the memory is read from Linux")
+def test_peak_memory(report):
+    script = Path(__file__).parent / "peak_memory.py"
+
+    def megabytes(which):
+        output = subprocess.run([sys.executable, script, which], check=True, stdout=subprocess.PIPE).stdout
+        return json.loads(output) / 1e6
+
+    pairs = [(megabytes("eager"), megabytes("ours")) for _ in range(MEMORY_PAIRS)]
+    report.row("peak memory of the training step, published, 75% masked", pairs, "MB", bar=4.0)
+
+
+def test_inference(report):
+    torch.manual_seed(0)
+    height, width = 512, 768
+    config = PRESETS["swinir"]
+    public, ours = public_network(config, (height, width)).eval(), MaskedSwinIR(config).eval()
+    x = torch.rand(1, 3, height, width)
+
+    def run(network):
+        with torch.no_grad():
+            network(x)
+
+    name = f"inference {width}x{height}, published, masks off"
+    forward, _ = work.network(config, height * width)
+    report.times(name, lambda: run(public), lambda: run(ours), bar=4.0, pairs=3, work=forward)

@@ -1,0 +1,102 @@
+"""Rows: each compares ours with a baseline by pairs of runs in turn, prints itself, and goes to results/cpu.json.
+
+A ratio above 1 means that ours is better; the bar is what it should reach.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.cpu.measuring import OtherWork, commit, interleaved, machine, ratio
+from benchmarks.cpu.work import Work
+
+ROWS: list[dict[str, object]] = []
+RESULTS = Path(__file__).parent / "results" / "cpu.json"
+TIMEOUT = 1800  # seconds for a row: torch.compile takes minutes
+BUSY = 0.1  # cores
+
+
+class Report:
+    """Records the rows of one test."""
+
+    def __init__(self) -> None:
+        self.load, self.others = os.getloadavg()[0], OtherWork()
+
+    def times(
+        self,
+        name: str,
+        baseline: Callable[[], object],
+        ours: Callable[[], object],
+        *,
+        bar: float | None = None,
+        pairs: int = 11,
+        work: Work | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> float:
+        """A row of run times; `work` is what ours has at least to do, in `dtype`. Returns the ratio."""
+        values, shares = [], []
+        for slow, fast in interleaved(baseline, ours, pairs):
+            values.append((slow * 1e3, fast * 1e3))
+            floor = None if work is None else work.floor(dtype)  # each time: the peak drifts, too
+            shares += [] if floor is None else [floor / fast]
+        return self.row(name, values, "ms", bar=bar, floor_share=statistics.median(shares) if shares else None)
+
+    def row(
+        self,
+        name: str,
+        pairs: Sequence[tuple[float, float]],
+        unit: str,
+        *,
+        bar: float | None = None,
+        **more: object,
+    ) -> float:
+        """A row of pairs (baseline, ours) in `unit`, and `more` to be recorded. Returns the ratio."""
+        row: dict[str, object] = {"name": name, "bar": bar, "unit": unit, **ratio(pairs), "pairs": len(pairs), **more}
+        row |= {"load_before": self.load, "cores_used_by_others": self.others.cores()}
+        row |= {"machine": machine(), "commit": commit(), "measured": time.strftime("%Y-%m-%d %H:%M")}
+        ROWS.append(row)
+        return ratio(pairs)["ratio"]
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.timeout(TIMEOUT))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not ROWS:
+        return
+    write = terminalreporter.write_line
+    write("")
+    head = ("baseline / ours, median of pairs [quartiles]", "ratio", "bar", "baseline", "ours", "floor")
+    write("{:66} {:>20}  {:>4} {:>9} {:>9} {:>7}".format(*head))
+    for row in ROWS:
+        write(line(row))
+    write(f"{machine()}, commit {commit()}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    measured = {row["name"] for row in ROWS}
+    earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    kept = [row for row in earlier if row["name"] not in measured]  # where only some rows were asked for
+    RESULTS.write_text(json.dumps(kept + ROWS, indent=1) + "\n")
+
+
+def line(row: dict[str, object]) -> str:
+    spread = f"{row['ratio']:.2f} [{row['ratio_q1']:.2f}, {row['ratio_q3']:.2f}]"
+    bar = "" if row["bar"] is None else f"{row['bar']:.1f}"
+    share = f"{row['floor_share']:4.0%}" if row.get("floor_share") else "    "
+    missed = row["bar"] is not None and row["ratio"] < row["bar"]
+    others = row["cores_used_by_others"] or 0.0
+    notes = ["below the bar"] * missed + [f"BUSY: others used {others:.1f} cores"] * (others > BUSY)
+    values = f"{row['baseline']:9.2f} {row['ours']:9.2f} {row['unit']}"
+    return f"{row['name']:66} {spread:>20}  {bar:>4} {values} {share} {'; '.join(notes)}".rstrip()

@@ -1,0 +1,61 @@
+"""Tile sides, warps and registers of the attention kernels: as much as no target spills, where that was looked at.
+
+A *row* is one head of one token, in bytes: a tile of queries holds so many bytes of rows. Compact keys come from a
+list, in tiles of 16, for a program of mostly one warp; windows full of keys have four warps, and larger tiles.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .attention_backward import backward_kernel
+from .launch import tile_side
+from .tuning import tuned
+
+if TYPE_CHECKING:
+    from .window_attention import Attention
+
+
+def attention_tiles(call: "Attention", kernel: Any) -> dict[str, int]:
+    """BLOCK_T queries, BLOCK_S keys and num_warps of a program of the forward or the backward kernel."""
+    constants, backward, compact = call.constants, kernel is backward_kernel, call.compact_keys
+    queries, keys = tile_side(constants["QUERIES"]), tile_side(constants["KEYS"])
+    itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
+    row = constants["BLOCK_D"] * itemsize
+    partial = constants["LANES"] < constants["BLOCK_D"]  # loads with a condition take more registers
+    wide = row >= 64
+
+    kept = 2048 if partial and wide and itemsize == 2 else 4096
+    if call.compact_output:
+        kept = 1024  # few queries, as few keys
+    elif backward and (compact or queries > 64):
+        kept = 2048 if call.padded or itemsize == 4 else 1024
+    side = max(16, min(64, queries, kept // row))
+    if compact and backward and side < queries:  # two launches
+        uneven = itemsize == 4 and constants["QUERIES"] % 32
+        side = min(16 if uneven else 32, side)
+
+    if compact:
+        warps = max(1, min(4, row // 64)) if backward or itemsize == 2 else 4
+        if backward and ((side > 16 and constants["QUERIES"] % side) or (partial and wide)):
+            warps = max(warps, 2)
+    elif backward:
+        warps = 8 if wide and queries <= 64 and (itemsize == 4 or not (call.padded or partial)) else 4
+    else:
+        warps = 8 if itemsize == 4 and row > 64 else 4
+
+    most_keys = 64
+    if compact:
+        most_keys = side if call.compact_output and not partial else 16
+    tiles = {"BLOCK_T": side, "BLOCK_S": min(most_keys, keys), "num_warps": warps}
+    most = {"BLOCK_T": queries, "BLOCK_S": keys}
+    shape = {"head_dim": call.head_dim, "queries": constants["QUERIES"], "keys": constants["KEYS"]}
+    kind = {"visible": compact, "compact": call.compact_output, "padded": call.padded}
+    dtype = call.pointers[0].dtype  # type: ignore[union-attr]
+    return tuned(kernel, tiles, most=most, dtype=dtype, **shape, **kind)
+
+
+def most_registers(call: "Attention", kernel: Any) -> int | None:
+    """All registers, where ptxas would else spill some to have one more program run at once; None where it does not."""
+    itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
+    small = call.constants["BLOCK_D"] * itemsize <= 64 and (call.padded or itemsize == 4)
+    in_forward = itemsize == 2 or call.constants["KEYS"] <= 64
+    return None if small and not call.compact_keys and (kernel is backward_kernel or in_forward) else 255

@@ -1,0 +1,169 @@
+"""The masked keys of a window as one key: what its bias is, and what its gradient gives to the position bias.
+
+All masked tokens share q, k and v, so that they count in a softmax as one key with bias log sum exp(bias) over their
+places. For windows with the same regions (and mask), a *kind*, this sum is a product of a table of exponentials with
+0/1 rows that say which places are masked. A *unit* is some windows of one kind.
+"""
+
+import triton
+import triton.language as tl
+
+from .attention_pairs import FOREIGN, NO_KEY, add_window_tables, is_foreign, load_bias, window_tables
+
+# Exponentials are kept 2**60 times larger, so that those of other shift regions, 100 lower, stay within float32.
+RAISE = tl.constexpr(60.0)
+
+
+@triton.jit
+def bias_and_mask(bias_ptr, mask_ptr, query, place, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """(places, queries), -inf outside of the window."""
+    valid, key_valid = query < QUERIES, place < KEYS
+    bias = load_bias(bias_ptr, query, valid, place, key_valid, QUERIES)
+    return add_window_tables(bias, mask_ptr, None, query, valid, place, key_valid, QUERIES, KEYS, False)
+
+
+@triton.jit
+def largest_bias(bias_ptr, mask_ptr, query, QUERIES: tl.constexpr, KEYS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The largest bias of each query, over all places."""
+    top = tl.full(query.shape, NO_KEY, tl.float32)
+    for start in range(0, KEYS, BLOCK_N):
+        added = bias_and_mask(bias_ptr, mask_ptr, query, start + tl.arange(0, BLOCK_N), QUERIES, KEYS)
+        top = tl.maximum(top, tl.max(added, 0))
+    return top
+
+
+@triton.jit
+def exponentials(bias_ptr, mask_ptr, region_ptr, query, place, top, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """(places, queries): exp2(bias - top), raised."""
+    factor = 2.0**RAISE
+    if region_ptr is not None:
+        foreign = is_foreign(region_ptr, query, query < QUERIES, place, place < KEYS)
+        factor = tl.where(foreign, tl.exp2(RAISE - FOREIGN), factor)
+    return tl.exp2(bias_and_mask(bias_ptr, mask_ptr, query, place, QUERIES, KEYS) - top[None, :]) * factor
+
+
+@triton.jit
+def raised_log(total):
+    """log2(total) less the raise, without the digits that a large logarithm would cost."""
+    low = total < 1.0
+    return tl.log2(tl.where(low, total, total * 2.0**-RAISE)) - tl.where(low, RAISE, 0.0)
+
+
+@triton.jit
+def lowered_exp(x):
+    """exp2(x) without the raise."""
+    high = x > RAISE
+    return tl.exp2(tl.where(high, x - RAISE, x)) * tl.where(high, 1.0, 2.0**-RAISE)
+
+
+@triton.jit
+def load_is_masked(rows_ptr, window, valid, place, KEYS: tl.constexpr):
+    """(windows, places): 1 where a place is masked."""
+    mask = valid[:, None] & (place < KEYS)[None, :]
+    row = tl.load(rows_ptr + window.to(tl.int64)[:, None] * KEYS + place[None, :], mask=mask, other=0)
+    return (row < 0).to(tl.float32)
+
+
+@triton.jit
+def dot_of_indicators(indicators, values, HALVES: tl.constexpr):
+    """Indicators are exact in bfloat16, values in two halves nearly so; float32 where that is what is computed."""
+    if HALVES:
+        high = values.to(tl.bfloat16)
+        low = (values - high.to(tl.float32)).to(tl.bfloat16)
+        indicators = indicators.to(tl.bfloat16)
+        product = tl.dot(indicators, high, tl.dot(indicators, low))
+    else:
+        product = tl.dot(indicators, values, input_precision="ieee")
+    return product
+
+
+@triton.jit
+def windows_of_unit(unit, windows, period, tiles, across, last_row, last_column, corner, BLOCK_W: tl.constexpr):
+    """The first window of a kind, some windows of that kind, and which of these exist.
+
+    Kinds come back every `period` windows. Without `across` all windows of a period differ, and have `tiles` units
+    each. Else they are a grid, so many across, and only those of the last row, of the last column and of the corner are
+    not like the others; these are the numbers of their first units.
+    """
+    number = tl.arange(0, BLOCK_W)
+    if across is None:
+        kind = unit // tiles
+        window = kind + period * ((unit % tiles) * BLOCK_W + number)
+    else:
+        down = period // across
+        in_column = unit >= last_column
+        in_row = ((unit >= last_row) & (unit < last_column)) | (unit >= corner)
+        first = tl.where(unit >= corner, corner, tl.where(in_column, last_column, tl.where(in_row, last_row, 0)))
+        height, width = tl.where(in_row, 1, down - 1), tl.where(in_column, 1, across - 1)
+        kind = tl.where(in_row, (down - 1) * across, 0) + tl.where(in_column, across - 1, 0)
+        number += (unit - first) * BLOCK_W
+        of_image = number % (height * width)
+        window = number // (height * width) * period + kind + of_image // width * across + of_image % width
+    return kind, window, window < windows
+
+
+@triton.jit
+def masked_bias_kernel(
+    bias_ptr, rows_ptr, regions_ptr, mask_ptr, out_ptr,
+    windows, region_windows, mask_windows, period, tiles, across, last_row, last_column, corner,
+    HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HALVES: tl.constexpr,
+    BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """(heads, windows, queries): the bias of the masked key, -inf where none is masked."""
+    head = tl.program_id(0) % HEADS
+    query = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    kind, window, valid = windows_of_unit(
+        tl.program_id(0) // HEADS, windows, period, tiles, across, last_row, last_column, corner, BLOCK_W
+    )
+    head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
+    _, region_ptr, window_mask_ptr = window_tables(
+        kind, None, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
+    )
+    top = largest_bias(head_bias_ptr, window_mask_ptr, query, QUERIES, KEYS, BLOCK_N)
+    total = tl.zeros((BLOCK_W, BLOCK_T), tl.float32)
+    for start in range(0, KEYS, BLOCK_N):
+        place = start + tl.arange(0, BLOCK_N)
+        table = exponentials(head_bias_ptr, window_mask_ptr, region_ptr, query, place, top, QUERIES, KEYS)
+        total += dot_of_indicators(load_is_masked(rows_ptr, window, valid, place, KEYS), table, HALVES)
+    out_row = (head * windows + window).to(tl.int64)
+    mask = valid[:, None] & (query < QUERIES)[None, :]
+    tl.store(out_ptr + out_row[:, None] * QUERIES + query[None, :], raised_log(total) + top[None, :], mask=mask)
+
+
+@triton.jit
+def masked_bias_gradient_kernel(
+    bias_ptr, rows_ptr, regions_ptr, mask_ptr, masked_bias_ptr, ds_ptr, d_bias_ptr,
+    windows, region_windows, mask_windows, period, tiles, across, last_row, last_column, corner, units, units_each,
+    HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HALVES: tl.constexpr,
+    BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """d_bias (chunks, heads, keys, queries), float32, of masked keys, from `ds` (heads, windows, queries) of theirs.
+
+    A masked place gets the share exp(bias - masked bias) of what its window's masked key got.
+    """
+    head = tl.program_id(0)
+    query_tiles: tl.constexpr = (QUERIES + BLOCK_T - 1) // BLOCK_T
+    query = (tl.program_id(2) % query_tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
+    place = (tl.program_id(2) // query_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
+    d_bias = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+    first = tl.program_id(1) * units_each
+    for unit in range(first, tl.minimum(first + units_each, units)):
+        kind, window, valid = windows_of_unit(
+            unit, windows, period, tiles, across, last_row, last_column, corner, BLOCK_W
+        )
+        _, region_ptr, window_mask_ptr = window_tables(
+            kind, None, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
+        )
+        top = largest_bias(head_bias_ptr, window_mask_ptr, query, QUERIES, KEYS, BLOCK_N)
+        table = exponentials(head_bias_ptr, window_mask_ptr, region_ptr, query, place, top, QUERIES, KEYS)
+        row = (head * windows + window).to(tl.int64)[:, None] * QUERIES + query[None, :]
+        mask = valid[:, None] & (query < QUERIES)[None, :]
+        masked_bias = tl.load(masked_bias_ptr + row, mask=mask, other=0.0)
+        ds = tl.load(ds_ptr + row, mask=mask, other=0.0)
+        part = tl.where(ds == 0.0, 0.0, ds * lowered_exp(top[None, :] - masked_bias))
+        indicators = tl.trans(load_is_masked(rows_ptr, window, valid, place, KEYS))
+        d_bias += table * dot_of_indicators(indicators, part, HALVES)
+    d_bias_ptr += (tl.program_id(1) * HEADS + head).to(tl.int64) * (KEYS * QUERIES)
+    pair = place[:, None] * QUERIES + query[None, :]
+    tl.store(d_bias_ptr + pair, d_bias, mask=(place < KEYS)[:, None] & (query < QUERIES)[None, :])

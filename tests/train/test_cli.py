@@ -1,0 +1,250 @@
+"""The command line: exit codes, messages, and files that keep their names."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from masked_swin import PRESETS, MaskedSwinIR, ModelConfig, __version__, load_checkpoint, save_checkpoint
+from masked_swin.train.cli import main
+from masked_swin.train.commands import demo
+from tests.support.image_files import write_photos
+
+NETWORK = ModelConfig(embed_dim=12, depths=(1,), num_heads=(2,), window_size=4, attention_mask=0.5)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_photos(tmp_path / "photos")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    save_checkpoint(MaskedSwinIR(NETWORK), path)
+    return path
+
+
+def usage_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The message of a run that leaves with exit code 2."""
+    try:
+        code = main(arguments)
+    except SystemExit as leaving:
+        code = leaving.code
+    assert code == 2
+    return capsys.readouterr().err
+
+
+# train
+
+
+def train_arguments(tmp_path: Path, photos: Path) -> list[str]:
+    config = {
+        "preset": "tiny",
+        "network": {"embed_dim": 12, "depths": [1], "num_heads": [2], "window_size": 4},
+        "data": str(photos),
+        "patch_size": 16,
+        "batch_size": 2,
+        "iterations": 3,
+        "device": "cpu",
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    return ["train", "--config", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "run")]
+
+
+def test_train_resumes_and_says_where_the_weights_are(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = train_arguments(tmp_path, photos)
+    # Flags win over the file, dashes stand for underscores, and the preset is only where the network starts from.
+    assert main([*arguments, "--network.attention-mask", "0.25", "--batch-size=3"]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() == str(tmp_path / "run" / "weights.pth")
+    assert "finished at step 3" in err
+    network = load_checkpoint(tmp_path / "run" / "weights.pth").config
+    assert network.attention_mask == 0.25
+    assert network.embed_dim == 12
+    assert network.window_size == 4
+    assert network.mlp_ratio == PRESETS["tiny"].mlp_ratio
+
+    saved = tmp_path / "run" / "config.yaml"
+    assert yaml.safe_load(saved.read_text())["batch_size"] == 3
+    assert main(["train", "--config", str(saved), "--iterations", "5"]) == 0
+    assert "resuming" in (err := capsys.readouterr().err)
+    assert "finished at step 5" in err
+
+
+def test_preset_gives_the_network(tmp_path: Path, photos: Path) -> None:
+    arguments = train_arguments(tmp_path, photos)
+    config = yaml.safe_load((tmp_path / "run.yaml").read_text()) | {"network": {}, "iterations": 1, "preset": "small"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    assert main([*arguments, "--preset=tiny"]) == 0
+    assert load_checkpoint(tmp_path / "run" / "weights.pth").config == PRESETS["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lerning-rate", "1"], "--lerning_rate 1; did you mean learning_rate?"),
+        (["--network.embed_dims", "3"], "did you mean network.embed_dim?"),
+        (["--xyz", "3"], "unrecognized arguments: --xyz 3\n"),
+        (["--batch_size", "many"], "batch_size"),
+        (["--batch_size", "0"], "batch_size: expected at least 1, got 0"),
+        (["--preset", "huge"], "unknown preset 'huge': expected one of published"),
+        (["--network.embed_dim", "31", "--network.num_heads", "[2,2,2,2]"], "num_heads must divide embed_dim 31"),
+        (["--schedule", "linear"], "schedule"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_training_arguments_are_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in usage_error(capsys, "train", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("learning_rat: 1", "'learning_rat'; did you mean learning_rate?"),
+        ("network:\n  depth: [3]", "'network.depth'; did you mean network.depths?"),
+        ("[1, 2]", "[1, 2]"),
+    ],
+)
+def test_unknown_configuration_keys_are_named(
+    text: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    assert key in usage_error(capsys, "train", "--config", str(tmp_path / "bad.yaml"))
+
+
+def test_failing_training_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--data", f"{tmp_path}/nowhere", "--output", str(tmp_path / "run")]) == 1
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["published", "baseline", "tiny"])
+def test_committed_configurations_are_valid(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[2] / "configs" / f"{name}.yaml"
+    with pytest.raises(SystemExit) as leaving:
+        main(["train", "--config", str(path), "--print_config"])
+    assert leaving.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["preset"] == {"published": "published", "baseline": "swinir", "tiny": "tiny"}[name]
+
+
+# denoise: the files are in test_denoising.py
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("tiny", "'tiny' is a preset, an architecture without weights"),
+        ("nowhere.pth", "nowhere.pth': no such checkpoint file"),
+        ("{photos}/colour.png", "colour.png"),
+    ],
+)
+def test_denoise_needs_a_checkpoint(
+    model: str, message: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = model.format(photos=photos)
+    assert main(["denoise", str(photos), "--output", str(tmp_path / "results"), "--model", name]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--average", "0"], ["--attention-mask", "most"], ["--seed", "-1"], ["--unknown", "1"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_bad_denoise_arguments_are_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    message = usage_error(capsys, "denoise", "photos", "--output", "results", "--model", "weights.pth", *arguments)
+    assert arguments[0].strip("-").replace("-", "_") in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --batch-size many", "batch_size: expected a whole number, got many"),
+        ("train --threads x", "threads: expected a whole number or null, got x"),
+        ("train --schedule linear", "schedule: expected one of milestones, cosine, got linear"),
+        ("train --network.num_heads x", "network.num_heads: expected a list, got x"),
+        ("denoise a --output b --model c --average 0", "average: expected a whole number above 0, got 0"),
+        ("denoise a --output b --model c --seed -1", "seed: expected a whole number, at least 0, got -1"),
+        ("denoise a --output b", "missing: model"),
+        ("denoise a --output b --model c --tiel 64", "unrecognized arguments: --tiel 64; did you mean tile?\n"),
+        ("denois", "unknown command 'denois'; expected one of 'train', "),
+        ("", "no command given; expected one of train, "),
+    ],
+)
+def test_messages_are_plain(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = usage_error(capsys, *arguments.split()).splitlines(keepends=True)
+    assert lines[0].startswith(f"error: {message}")
+    assert lines[1].startswith("try: masked-swin")
+    assert len(lines) == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["--version"])
+    assert leaving.value.code == 0
+    assert capsys.readouterr().out.strip() == f"masked-swin {__version__}"
+
+
+def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "denoise" in usage_error(capsys)
+
+
+# demo
+
+
+@pytest.fixture
+def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"embed_dim": 12, "depths": (1,), "num_heads": (2,)}
+    for name in ("UNMASKED", "MASKED"):
+        monkeypatch.setattr(demo, name, demo.dataclasses.replace(getattr(demo, name), **small))
+    monkeypatch.setattr(demo, "CROP_SIZE", 32)
+    monkeypatch.setattr(demo, "UNSEEN", (("mixture", 2), ("mixture", 4)))
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_demo_writes_a_complete_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "REQUIRED_GAIN", -100.0)
+    output = tmp_path / "demo"
+    for _ in range(2):  # a second run starts anew in the same folder
+        assert main(["demo", "--output", str(output), "--steps", "3", "--threads", "1"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == str(output / "report.html")
+    page = (output / "report.html").read_text()
+    shown = set(re.findall(r'src="([^"]+)"', page))
+    assert len(shown) == 2 + 2 * 2 * 3 + 2 * 2  # clean; noisy and two results for each noise; mask-and-complete
+    assert all((output / path).is_file() for path in shown)
+    assert page.count("in domain</span>") == 3
+    assert "the unmasked twin" in page
+    assert "--steps 3" in page
+    assert (output / "masked" / "weights.pth").is_file()
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_demo_fails_where_training_did_not_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "demo"
+    assert main(["demo", "--output", str(output), "--seconds", "0.1"]) == 1
+    assert re.search(r"error: the unmasked network gains -\d+\.\d\d dB .* at least 2\.0 dB", capsys.readouterr().err)
+    assert (output / "report.html").is_file()
+
+
+def test_help_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"start from: {', '.join(list(PRESETS)[:-1])} or {list(PRESETS)[-1]}" in text

@@ -1,0 +1,98 @@
+"""Several processes train as one does."""
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from masked_swin import ModelConfig
+from masked_swin.train.config import TrainConfig
+from masked_swin.train.loop import Trainer
+from tests.support.image_files import write_pair
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    """Every random choice of training switched on, the images mapped from a file."""
+    images = write_pair(tmp_path / "images")
+    return TrainConfig(
+        output=str(tmp_path / "one"),
+        network=ModelConfig(embed_dim=12, depths=(1, 2), num_heads=(2, 2), window_size=4, drop_path_rate=0.3),
+        data=str(images),
+        validation_data=str(images),
+        validation_size=16,
+        patch_size=16,
+        batch_size=8,
+        iterations=6,
+        checkpoint_interval=3,
+        validation_interval=3,
+        device="cpu",
+    )
+
+
+def torchrun_arguments(config: TrainConfig) -> list[str]:
+    path = Path(config.output).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config.as_dict()))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*launcher, "-m", "masked_swin.train", "train", "--config", str(path)]
+
+
+def torchrun(config: TrainConfig) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(torchrun_arguments(config), capture_output=True, text=True, timeout=200)
+
+
+def test_two_processes_give_the_weights_of_one_with_the_whole_batch(config: TrainConfig, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    two = dataclasses.replace(config, output=str(tmp_path / "two"), accumulation=2, memory=0)
+    done = torchrun(two)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'two' / 'weights.pth'}\n"
+    assert done.stderr.count("finished at step 6, saved") == 1
+    assert done.stderr.count("mapped from") == 1
+    assert not list((tmp_path / "two").glob(".*"))
+
+    assert Trainer(config).run() == "finished"
+    states = [torch.load(tmp_path / name / "latest.pt") for name in ("one", "two")]
+    for part in ("model", "average"):
+        moved = 0.0
+        for name, value in states[0][part].items():
+            torch.testing.assert_close(states[1][part][name], value, rtol=1e-4, atol=2e-6)
+            moved = max(moved, value.abs().max().item())
+        assert moved > 1e-2
+    assert states[1]["best"]["psnr"] == pytest.approx(states[0]["best"]["psnr"], abs=1e-3)
+
+    # A run of two processes goes on in one, as if it had been one.
+    longer = dataclasses.replace(two, iterations=7)
+    assert Trainer(longer).run() == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_torchrun_save(config: TrainConfig, number: signal.Signals) -> None:
+    long = dataclasses.replace(config, iterations=10**6, checkpoint_interval=10**6)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        torchrun_arguments(long), stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        while not (Path(config.output) / "log.jsonl").exists() and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, number)  # as a terminal does
+        _, err = process.communicate(timeout=120)
+    saved = re.search(r"(interrupted|terminated) at step (\d+), saved", err)
+    assert saved, err
+    assert Trainer(long).step == int(saved[2])
+
+
+@pytest.mark.slow
+def test_what_fails_in_one_process_ends_all(config: TrainConfig) -> None:
+    done = torchrun(dataclasses.replace(config, batch_size=7))
+    assert done.returncode != 0
+    assert "batch_size 7: expected a multiple of 2, which is accumulation 1 x 2 processes" in done.stderr

@@ -1,0 +1,1 @@
+"""The commands of `masked-swin`, one file each."""

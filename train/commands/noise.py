@@ -1,0 +1,223 @@
+"""`masked-swin noise`: seeded noisy copies of a folder of images, and a manifest that names and proves each of them.
+
+The noise of a copy is a function of the seed, the image's name below the folder (without its ending), noise and level:
+neither the order of the files nor the number of workers matters, and two runs give the same bytes.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from tqdm import tqdm
+
+from masked_swin.storage import atomic_write
+from masked_swin.train.data.degradations import LEVELS, NOISES, add_noise
+from masked_swin.train.data.images import NotAnImageError, image_paths, read_image
+from masked_swin.train.metrics import to_uint8
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+Spec = tuple[str, int]  # noise and level
+
+
+@dataclass
+class NoiseOutcome:
+    """Copies written or found as they must be, files that are no images, changes, and failures with their reasons."""
+
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def parse_specs(text: str) -> list[Spec]:
+    """Noises and levels from "gaussian:1,mixture:4"; a name alone is all its levels, "all" is everything.
+
+    Raises:
+        ValueError: unknown noise or level, or none at all.
+    """
+    specs: list[Spec] = []
+    for part in text.replace(" ", "").split(","):
+        name, colon, level = part.partition(":")
+        if name not in (*NOISES, "all"):
+            raise ValueError(
+                f"noise {part!r}: expected all, or any of {', '.join(NOISES)}, each with :1 to :4 or without"
+            )
+        if colon and level not in ("1", "2", "3", "4"):
+            raise ValueError(f"noise {part!r}: expected a level from 1 to 4 behind the colon")
+        levels = (int(level),) if colon else (1, 2, 3, 4)
+        specs += [(noise, one) for noise in (NOISES if name == "all" else (name,)) for one in levels]
+    return list(dict.fromkeys(specs))
+
+
+def noisy_copy(pixels: np.ndarray, name: str, noise: str, level: int, seed: int) -> np.ndarray:
+    """uint8 (H, W, C) with noise, rounded to 8 bits; `name` is the image's, see the top of this file."""
+    digest = hashlib.sha256(f"{name}\n{noise}\n{level}".encode()).digest()
+    generator = np.random.Generator(np.random.Philox(key=[seed, int.from_bytes(digest[:8], "big")]))
+    return to_uint8(add_noise(pixels.astype(np.float32) / 255, noise, level, generator))
+
+
+def image_name(path: Path, source: Path) -> str:
+    """The name by which an image below `source` (or the file itself) is known: "below/picture", without its ending."""
+    relative = path.relative_to(source if source.is_dir() else source.parent)
+    return relative.with_suffix("").as_posix()
+
+
+def named_images(source: Path, below: Path | None = None) -> dict[str, Path]:
+    """Every file of `source` by `image_name`, but for those below the folder `below`.
+
+    Raises:
+        ValueError: no file, or two that differ only in their ending.
+    """
+    found: dict[str, Path] = {}
+    for path in image_paths(source):
+        if below is not None and below.resolve() in path.resolve().parents:
+            continue
+        other = found.setdefault(image_name(path, source), path)
+        if other != path:
+            raise ValueError(f"{other} and {path}: files that differ only in their ending; move one of them")
+    if not found:
+        raise ValueError(f"{source}: the folder holds no file")
+    return found
+
+
+def write_noisy(
+    source: Path, output: Path, specs: Iterable[Spec], *, seed: int = 0, workers: int | None = None
+) -> NoiseOutcome:
+    """Write `output/<noise>_<level>/<name>.png` for every image of `source`, and `output/manifest.json`.
+
+    Images are read as 8 bits, upright; grey stays grey, alpha is dropped (noted). A copy that is there already is left
+    if it is the same, else a failure: nothing is overwritten. Copies of one run bear one seed.
+
+    Raises:
+        ValueError: nothing to do, or `output` holds copies of another seed or other noises.
+        OSError: `output` cannot be written.
+    """
+    specs = sorted(specs)
+    named = named_images(source, below=output)
+    if output.resolve() == source.resolve():
+        raise ValueError(f"output {output}: choose another folder than that of the images")
+    header = {
+        "format": FORMAT,
+        "seed": seed,
+        "noises": [f"{noise}:{level}" for noise, level in specs],
+        "versions": {name: version(name) for name in ("masked-swin", "numpy", "pillow")},
+    }
+    if (output / MANIFEST).exists():
+        before = read_manifest(output)
+        if any(before.get(key) != header[key] for key in ("seed", "noises")):
+            raise ValueError(
+                f"{output / MANIFEST}: the folder holds noises {', '.join(before['noises'])} of seed {before['seed']}; "
+                "choose another one"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    outcome = NoiseOutcome()
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        jobs = pool.map(partial(_copies, output=output, source=source, specs=specs, seed=seed), named.items())
+        for part in tqdm(jobs, total=len(named), desc="noise", unit="image", dynamic_ncols=True):
+            for name in ("entries", "skipped", "notes", "failures"):
+                getattr(outcome, name).extend(getattr(part, name))
+    outcome.entries.sort(key=lambda entry: str(entry["file"]))
+    if outcome.entries:
+        with atomic_write(output / MANIFEST) as file:
+            file.write((json.dumps({**header, "images": outcome.entries}, indent=1) + "\n").encode())
+    return outcome
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of noisy copies.
+
+    Raises:
+        ValueError: none there, or not one of ours.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT or not {"seed", "noises", "images"} <= manifest.keys():
+            raise ValueError(f"format {manifest['format']}, expected {FORMAT}")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; give a folder that `masked-swin noise` has written") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a manifest of `masked-swin noise` ({error})") from error
+    return dict(manifest)
+
+
+def check_noisy(folder: Path) -> tuple[int, list[str]]:
+    """Compare a folder with its manifest: the number of copies that are right, and what is wrong with the others."""
+    right, problems = 0, []
+    listed = {entry["file"]: entry["sha256"] for entry in read_manifest(folder)["images"]}
+    for name, expected in listed.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path}: missing")
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            problems.append(f"{path}: not the bytes that the manifest names")
+        else:
+            right += 1
+    strangers = (path for path in image_paths(folder) if path.relative_to(folder).as_posix() not in listed)
+    problems += [f"{path}: not in the manifest" for path in strangers if path.name != MANIFEST]
+    return right, problems
+
+
+def _copies(named: tuple[str, Path], *, output: Path, source: Path, specs: list[Spec], seed: int) -> NoiseOutcome:
+    name, path = named
+    outcome = NoiseOutcome()
+    try:
+        image = read_image(path)
+    except NotAnImageError as error:
+        outcome.skipped.append(str(error))
+        return outcome
+    except ValueError as error:
+        outcome.failures.append(str(error))
+        return outcome
+    outcome.notes += image.notes
+    if image.alpha is not None:
+        outcome.notes.append(f"{path}: transparency dropped")
+    if image.pixels.dtype != np.uint8:
+        outcome.notes.append(f"{path}: 16 bits rounded to 8")
+    clean = image.eight_bit[..., :1] if image.grey else image.eight_bit
+    source_digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    for noise, level in specs:
+        target = output / f"{noise}_{level}" / f"{name}.png"
+        try:
+            data = _png(noisy_copy(clean, name, noise, level, seed))
+            if target.exists():
+                if target.read_bytes() != data:
+                    raise ValueError("a file of other content is there; choose another output folder")
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(target) as file:
+                    file.write(data)
+        except (ValueError, OSError) as error:
+            outcome.failures.append(f"{target}: {error}")
+            continue
+        outcome.entries.append(
+            {
+                "file": target.relative_to(output).as_posix(),
+                "source": path.relative_to(source if source.is_dir() else source.parent).as_posix(),
+                "source_sha256": source_digest,
+                "noise": noise,
+                "level": level,
+                "strength": LEVELS[noise][level - 1] if noise in LEVELS else None,
+                "seed": seed,
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        )
+    return outcome
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

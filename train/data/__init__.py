@@ -1,0 +1,1 @@
+"""Images: read, written, kept in memory, and degraded by noise."""
