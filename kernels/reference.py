@@ -19,7 +19,7 @@ def expand(compact: Tensor, visible: VisibleTokens, fill: Tensor | float) -> Ten
     Per-head masks: compact rows are (R, D), each of one (window, head) segment.
     """
     spare = compact.new_zeros(1, *compact.shape[1:])  # so that an empty list has a row to look at
-    full = torch.cat([compact, spare])[visible.rows()]
+    full = torch.cat([compact, spare])[visible.compact_index()]
     if visible.heads is not None:
         full = full.unflatten(0, (-1, visible.heads)).transpose(1, 2)
     return torch.where(keep_per_head(visible)[..., None], full, fill)
@@ -35,8 +35,8 @@ def keep_per_head(visible: VisibleTokens) -> Tensor:
 def compress(full: Tensor, visible: VisibleTokens) -> Tensor:
     """Windows (W, N, H, D) -> compact rows in the plan's order, the inverse of `expand`; unused rows are 0."""
     per_segment = full if visible.heads is None else full.transpose(1, 2).flatten(0, 1)
-    capacity = len(visible.index)
-    row = torch.where(visible.keep, visible.rows(), capacity).flatten()
+    capacity = len(visible.token_index)
+    row = torch.where(visible.keep, visible.compact_index(), capacity).flatten()
     rows = full.new_zeros(capacity + 1, *per_segment.shape[2:])
     return rows.index_copy(0, row, per_segment.flatten(0, 1))[:-1]
 
@@ -49,14 +49,14 @@ def window_attention(
     *,
     scale: float,
     visible: VisibleTokens | None = None,
-    masked: tuple[Tensor, Tensor, Tensor] | None = None,
+    shared_qkv: tuple[Tensor, Tensor, Tensor] | None = None,
     window_mask: Tensor | None = None,
 ) -> Tensor:
     """See `masked_swin.kernels.window_attention`, whose numbers this defines; `bias` is dense (H, T, S) here."""
-    masked_take_part = masked is not None or k.dim() == 4
+    masked_take_part = shared_qkv is not None or k.dim() == 4
     only_visible_queries = not masked_take_part and q.dim() < 4
     if visible is not None:
-        q_fill, k_fill, v_fill = masked if masked is not None else (0.0, 0.0, 0.0)
+        q_fill, k_fill, v_fill = shared_qkv if shared_qkv is not None else (0.0, 0.0, 0.0)
         q = expand(q, visible, q_fill) if q.dim() < 4 else q
         k = expand(k, visible, k_fill) if k.dim() < 4 else k
         v = expand(v, visible, v_fill) if v.dim() < 4 else v

@@ -180,13 +180,17 @@ def _composed(inputs: BlockInputs, backend: str | None = None) -> Tensor:
         (q_weight, kv_weight), (q_bias, kv_bias) = w.qkv_weight.split(split), w.qkv_bias.split(split)
         rows = normed(tokens)
         q = windowed(F.linear(rows[places], q_weight, q_bias).view(-1, heads, head_dim))
-        k, v = F.linear(rows[visible.index], kv_weight, kv_bias).view(-1, 2, heads, head_dim).unbind(1)
+        k, v = F.linear(rows[visible.token_index], kv_weight, kv_bias).view(-1, 2, heads, head_dim).unbind(1)
         out = window_attention(q, k, v, bias, scale=scale, visible=visible, backend=backend)
     else:
-        qkv = F.linear(normed(tokens[visible.index]), w.qkv_weight, w.qkv_bias).view(-1, 3, heads, head_dim)
+        qkv = F.linear(normed(tokens[visible.token_index]), w.qkv_weight, w.qkv_bias).view(-1, 3, heads, head_dim)
         q, k, v = qkv.unbind(1)
         out = window_attention(
-            *(q, k, v, bias), scale=scale, visible=visible, masked=(masked[0], masked[1], masked[2]), backend=backend
+            *(q, k, v, bias),
+            scale=scale,
+            visible=visible,
+            shared_qkv=(masked[0], masked[1], masked[2]),
+            backend=backend,
         )
     branch = F.linear(out.reshape(-1, channels), w.proj_weight, w.proj_bias)
     back = (first_token + order.argsort()).flatten()  # token of the batch -> window place
@@ -200,16 +204,16 @@ def _composed_of_visible(inputs: BlockInputs, visible: VisibleTokens, backend: s
     channels, heads = x.shape[-1], w.position_bias_table.shape[-1]
     tokens = x.reshape(-1, channels)
     # Rows that no window owns hold a copy of some token: they become 0 here, and a spare token receives them.
-    owned = torch.arange(len(visible.index), device=x.device) < visible.offsets[-1]
-    rows = tokens[visible.index].masked_fill(~owned[:, None], 0.0)
+    owned = torch.arange(len(visible.token_index), device=x.device) < visible.offsets[-1]
+    rows = tokens[visible.token_index].masked_fill(~owned[:, None], 0.0)
     normed = F.layer_norm(rows, (channels,), w.norm1_weight, w.norm1_bias, EPSILON)
     q, k, v = F.linear(normed, w.qkv_weight, w.qkv_bias).view(-1, 3, heads, channels // heads).unbind(1)
     scale = (channels // heads) ** -0.5
     out = window_attention(q, k, v, w.position_bias_table, scale=scale, visible=visible, backend=backend)
     branch = F.linear(out.flatten(1), w.proj_weight, w.proj_bias)
-    scales = None if drop_path_scale is None else drop_path_scale[:, visible.index // windows.tokens, None]
+    scales = None if drop_path_scale is None else drop_path_scale[:, visible.token_index // windows.tokens, None]
     rows = _add_mlp(rows + _scaled(branch, scales, 0), w, scales)
-    to = torch.where(owned, visible.index, len(tokens))
+    to = torch.where(owned, visible.token_index, len(tokens))
     return torch.cat([tokens, tokens.new_zeros(1, channels)]).index_copy(0, to, rows)[:-1].view_as(x)
 
 

@@ -57,9 +57,9 @@ class VisibleTokens:
         return cls(keep, windows)
 
     @property
-    def index(self) -> Tensor:
+    def token_index(self) -> Tensor:
         """(R,) int64: row -> token of the flattened batch, B * height * width."""
-        return self._compact().index
+        return self._compact().token_index
 
     @property
     def position(self) -> Tensor:
@@ -81,7 +81,7 @@ class VisibleTokens:
         """(W, N) int32 shift regions of one image's windows, or None without a shift."""
         return self._compact().regions
 
-    def rows(self) -> Tensor:
+    def compact_index(self) -> Tensor:
         """(S, N) int64: the compact row of each visible token; masked places hold some row between -1 and the last."""
         return (self.keep.reshape(-1).cumsum(0) - 1).view_as(self.keep)
 
@@ -97,7 +97,7 @@ class VisibleTokens:
 
 @dataclass(frozen=True)
 class _CompactRows:
-    index: Tensor
+    token_index: Tensor
     position: Tensor
     offsets: Tensor
     keep: Tensor
@@ -127,7 +127,7 @@ def _compact_rows(image_keep: Tensor, windows: Windows) -> _CompactRows:
         slots = torch.zeros(flat.numel() + 1, dtype=torch.int64, device=device)
         slots = slots.scatter(0, row, torch.arange(flat.numel(), device=device))[:-1]
     return _CompactRows(
-        index=token_BWN.reshape(-1)[slots],
+        token_index=token_BWN.reshape(-1)[slots],
         position=(slots % size).int(),
         offsets=offsets,
         keep=keep_S.reshape(-1, size),

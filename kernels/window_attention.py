@@ -25,7 +25,7 @@ class AttentionInputs(NamedTuple):
     bias: Tensor
     scale: float
     visible: VisibleTokens | None
-    masked: tuple[Tensor, Tensor, Tensor] | None
+    shared_qkv: tuple[Tensor, Tensor, Tensor] | None
     window_mask: Tensor | None
 
 
@@ -37,7 +37,7 @@ def window_attention(
     *,
     scale: float,
     visible: VisibleTokens | None = None,
-    masked: tuple[Tensor, Tensor, Tensor] | None = None,
+    shared_qkv: tuple[Tensor, Tensor, Tensor] | None = None,
     window_mask: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -46,7 +46,7 @@ def window_attention(
     Tensors are windowed, (W, tokens, heads, head_dim) for all W windows of the batch, or compact, (R, heads, head_dim)
     with the rows of `visible`. Which are compact says what is computed:
 
-    | q | k, v | masked | use |
+    | q | k, v | shared_qkv | use |
     |---|---|---|---|
     | windowed | windowed | - | dense attention; T queries and S keys may differ |
     | compact | compact | given | attention mask: masked tokens share one q, k, v and receive an output |
@@ -61,7 +61,7 @@ def window_attention(
         scale: factor of q k^T, usually head_dim ** -0.5.
         visible: the plan of the mask; brings the shift regions, too. Between regions the score gets -100 if masked
             tokens take part (SwinIR's numbers), else the pair is left out.
-        masked: q, k, v of every masked token, each (heads, head_dim): the qkv bias for the published mask.
+        shared_qkv: q, k, v of every masked token, each (heads, head_dim): the qkv bias for the published mask.
         window_mask: (M, T, S) added to the score of window w as window_mask[w % M], for nets that bring one; no
             gradient. Entries at or below -1e30, as -inf, exclude the key; a query without any key gets 0.
         backend: a name ("cpu", "triton", "reference"), or None for the first that can run.
@@ -79,19 +79,19 @@ def window_attention(
                 "a bias table needs `visible` for its window; expand it with relative_position_bias(table, window)"
             )
         bias = relative_position_bias(bias, visible.windows.window)
-    inputs = AttentionInputs(q, k, v, bias, scale, visible, masked, window_mask)
+    inputs = AttentionInputs(q, k, v, bias, scale, visible, shared_qkv, window_mask)
     _check(inputs)
     return choose("window_attention", inputs, backend).run(inputs)
 
 
 def _check(inputs: AttentionInputs) -> None:
-    q, k, v, bias, _, visible, masked, window_mask = inputs
+    q, k, v, bias, _, visible, shared_qkv, window_mask = inputs
     compact_dim = 3 if visible is None or visible.heads is None else 2
     named = {"q": q, "k": k, "v": v, "bias": bias}
-    if masked is not None:
+    if shared_qkv is not None:
         if visible is None or k.dim() == 4:
-            raise ValueError("masked (q, k, v) need `visible` and compact k, v")
-        named |= dict(zip(("masked q", "masked k", "masked v"), masked, strict=True))
+            raise ValueError("shared_qkv needs `visible` and compact k, v")
+        named |= dict(zip(("shared q", "shared k", "shared v"), shared_qkv, strict=True))
     if window_mask is not None:
         named["window_mask"] = window_mask
     for name, tensor in named.items():
@@ -114,16 +114,16 @@ def _check(inputs: AttentionInputs) -> None:
     for name, tensor, tokens in (("q", q, queries), ("k", k, keys), ("v", v, keys)):
         expected: tuple[int, ...] = (windows, tokens, heads, head_dim)
         if tensor.dim() != 4 and visible is not None:
-            expected = (len(visible.index), *per_head, head_dim)
+            expected = (len(visible.token_index), *per_head, head_dim)
         if tuple(tensor.shape) != expected:
             raise ValueError(f"{name} must be {expected} to fit q and bias, got {tuple(tensor.shape)}")
     if k.dim() != v.dim() or (q.dim() < 4 and k.dim() == 4):
         raise ValueError("k and v must both be windowed or both compact, and compact if q is")
     if windows == 0:
         raise ValueError("q holds 0 windows; at least 1 is needed")
-    for name, tensor in zip(("q", "k", "v"), masked or (), strict=False):
+    for name, tensor in zip(("q", "k", "v"), shared_qkv or (), strict=False):
         if tuple(tensor.shape) != (heads, head_dim):
-            raise ValueError(f"masked {name} must be {(heads, head_dim)}, got {tuple(tensor.shape)}")
+            raise ValueError(f"shared {name} must be {(heads, head_dim)}, got {tuple(tensor.shape)}")
     if window_mask is not None:
         if (
             window_mask.dim() != 3
@@ -146,7 +146,7 @@ def _cpu_why_not(inputs: AttentionInputs) -> str | None:
         return "per-head masks are not in this kernel"
     if inputs.q.shape[-1] > MAX_HEAD_DIM:
         return f"head_dim is {inputs.q.shape[-1]}, at most {MAX_HEAD_DIM} fit"
-    return not_float32([inputs.q, inputs.k, inputs.v, inputs.bias, *(inputs.masked or ())])
+    return not_float32([inputs.q, inputs.k, inputs.v, inputs.bias, *(inputs.shared_qkv or ())])
 
 
 def triton_cannot_attend(tensor: Tensor, visible: VisibleTokens | None, head_dim: int, tokens: int) -> str | None:
@@ -169,9 +169,9 @@ def _run_triton(inputs: AttentionInputs) -> Tensor:
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
         inputs = inputs._replace(q=inputs.q.to(dtype), k=inputs.k.to(dtype), v=inputs.v.to(dtype))
-        if inputs.masked is not None:
-            q, k, v = inputs.masked
-            inputs = inputs._replace(masked=(q.to(dtype), k.to(dtype), v.to(dtype)))
+        if inputs.shared_qkv is not None:
+            q, k, v = inputs.shared_qkv
+            inputs = inputs._replace(shared_qkv=(q.to(dtype), k.to(dtype), v.to(dtype)))
     return _run_operator(torch.ops.masked_swin.window_attention_triton, inputs)
 
 
@@ -180,14 +180,14 @@ def _run_cpu(inputs: AttentionInputs) -> Tensor:
 
 
 def _run_operator(operator: Callable[..., Tensor], inputs: AttentionInputs) -> Tensor:
-    q, k, v, bias, scale, visible, masked, window_mask = inputs
+    q, k, v, bias, scale, visible, shared_qkv, window_mask = inputs
     compact = visible is not None and k.dim() == 3
     return operator(
         q,
         k,
         v,
         bias,
-        None if masked is None else torch.stack(masked),
+        None if shared_qkv is None else torch.stack(shared_qkv),
         visible.offsets if visible is not None and compact else None,
         visible.position if visible is not None and compact else None,
         None if visible is None else visible.regions,

@@ -24,7 +24,7 @@ def test_window_attention(report, masked_share, backward):
     full = torch.randn(BATCH * WINDOWS.count, WINDOWS.size, 3, HEADS, HEAD_DIM, requires_grad=backward)
     bias = torch.randn(HEADS, WINDOWS.size, WINDOWS.size, requires_grad=backward)
     plan = VisibleTokens.from_keep(torch.rand(BATCH, WINDOWS.tokens) >= masked_share, WINDOWS)
-    rows = torch.randn(len(plan.index), 3, HEADS, HEAD_DIM, requires_grad=backward)
+    rows = torch.randn(len(plan.token_index), 3, HEADS, HEAD_DIM, requires_grad=backward)
     masked = torch.randn(3, HEADS, HEAD_DIM, requires_grad=backward)
     grad = torch.randn(BATCH * WINDOWS.count, WINDOWS.size, HEADS * HEAD_DIM)
 
@@ -37,7 +37,12 @@ def test_window_attention(report, masked_share, backward):
         # Nothing masked: dense, as other nets call it.
         if masked_share:
             out = window_attention(
-                *rows.unbind(1), bias, scale=HEAD_DIM**-0.5, visible=plan, masked=tuple(masked.unbind()), backend="cpu"
+                *rows.unbind(1),
+                bias,
+                scale=HEAD_DIM**-0.5,
+                visible=plan,
+                shared_qkv=tuple(masked.unbind()),
+                backend="cpu",
             )
             inputs = [rows, bias, masked]
         else:

@@ -66,10 +66,10 @@ def comparisons(
         ways["FlexAttention, compiled"] = heads_first(compiler(flex))
     for share in masked:
         plan = VisibleTokens.from_keep(torch.rand(batch, windows.tokens, device=device) >= share, windows)
-        rows, token = leaf(len(plan.index), 3, HEADS, HEAD_DIM), leaf(3, HEADS, HEAD_DIM)
+        rows, token = leaf(len(plan.token_index), 3, HEADS, HEAD_DIM), leaf(3, HEADS, HEAD_DIM)
         ways[f"masked_swin, {share:.0%} masked"] = Way(
             lambda plan=plan, rows=rows, token=token: window_attention(
-                *rows.unbind(1), bias, scale=SCALE, visible=plan, masked=tuple(token.unbind())
+                *rows.unbind(1), bias, scale=SCALE, visible=plan, shared_qkv=tuple(token.unbind())
             ),
             [rows, token, bias],
         )

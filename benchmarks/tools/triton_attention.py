@@ -43,7 +43,7 @@ def attend(
     torch.manual_seed(0)
 
     def buffer(parts: int, compact: bool) -> list[Tensor]:
-        rows = (len(plan.index),) if compact else (windows, size)
+        rows = (len(plan.token_index),) if compact else (windows, size)
         tensor = torch.zeros(*rows, parts, heads, width, dtype=dtype)
         tensor[..., :head_dim].normal_()
         return list(tensor[..., :head_dim].unbind(-3))

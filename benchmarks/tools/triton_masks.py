@@ -95,7 +95,7 @@ def notes() -> list[str]:
         sample = torch.empty(BATCH, dtype=torch.int64)
         eager.launches = eager.total = 0
         plan = VisibleTokens.from_keep(~token_mask(seed, draw_number, sample, WINDOWS.tokens, 0.75), WINDOWS)
-        _ = plan.index
+        _ = plan.token_index
     mib, per_window = eager.total / 2**20, eager.total / 1024 / (BATCH * WINDOWS.count)
     return [
         f"For the mask and the plan of one layer PyTorch's operators start {eager.launches} kernels, which move "

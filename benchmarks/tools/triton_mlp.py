@@ -48,7 +48,7 @@ def start_with_few_chunks(case: str, channels: int, masked: bool = False) -> Non
     rows = None
     if masked:
         plan = VisibleTokens.from_keep(torch.ones(1, 256, dtype=torch.bool), Windows(16, 16, (8, 8)))
-        rows = Rows(256, plan.index, plan.offsets)
+        rows = Rows(256, plan.token_index, plan.offsets)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_mlp, "CHUNKS", 1)
         patch.setattr(linear, "WEIGHT_CHUNKS", 1)

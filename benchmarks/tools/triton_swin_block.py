@@ -40,7 +40,7 @@ def linear_layers(dtype: torch.dtype, channels: int, heads: int, only_visible: b
     head_dim = channels // heads
     layout = linear.Layout(windows, heads, head_dim, padded_head_dim(head_dim, dtype), dtype)
     plan = VisibleTokens.from_keep(torch.rand(1, windows.tokens) < 0.25, windows)
-    rows = linear.Rows(len(plan.index), plan.index, plan.offsets)
+    rows = linear.Rows(len(plan.token_index), plan.token_index, plan.offsets)
     every_row = rows if only_visible else linear.Rows(windows.tokens)
     x, channel = torch.zeros(1, 8, 16, channels), torch.zeros(channels)
     packed = linear.pack_qkv(layout, torch.zeros(3 * channels, channels), torch.zeros(3 * channels), (channel, channel))

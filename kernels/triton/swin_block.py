@@ -42,7 +42,7 @@ class _Block(NamedTuple):
 
     @property
     def visible_rows(self) -> Rows | None:
-        return None if self.plan is None else Rows(len(self.plan.index), self.plan.index, self.plan.offsets)
+        return None if self.plan is None else Rows(len(self.plan.token_index), self.plan.token_index, self.plan.offsets)
 
     @property
     def only_rows(self) -> Rows | None:

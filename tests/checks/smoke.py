@@ -26,7 +26,7 @@ assert CPU_LIBRARY.loaded, CPU_LIBRARY.why_not
 torch.manual_seed(0)
 keep = torch.rand(BATCH, WINDOWS.tokens) < 0.3
 visible = VisibleTokens.from_keep(keep, WINDOWS)
-rows = len(visible.index)
+rows = len(visible.token_index)
 q, k, v = torch.randn(3, rows, HEADS, HEAD_DIM).unbind()
 masked = torch.randn(3, HEADS, HEAD_DIM)
 height, width = WINDOWS.window
@@ -37,7 +37,7 @@ cotangent = torch.randn(BATCH * WINDOWS.count, WINDOWS.size, HEADS, HEAD_DIM)
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, masked: Tensor, backend: str) -> Tensor:
     dense_bias = relative_position_bias(bias, WINDOWS.window)
     shared = (masked[0], masked[1], masked[2])
-    return window_attention(q, k, v, dense_bias, scale=SCALE, visible=visible, masked=shared, backend=backend)
+    return window_attention(q, k, v, dense_bias, scale=SCALE, visible=visible, shared_qkv=shared, backend=backend)
 
 
 def with_gradients(function, backend: str, dtype: torch.dtype) -> list[Tensor]:

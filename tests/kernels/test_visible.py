@@ -20,7 +20,7 @@ def test_rows_are_the_visible_tokens_window_by_window(share):
         for place, token in enumerate(window)
         if keep[image, token]
     ]
-    assert plan.index.tolist() == [token for token, _ in expected]
+    assert plan.token_index.tolist() == [token for token, _ in expected]
     assert plan.position.tolist() == [place for _, place in expected]
     assert plan.offsets[-1] == len(expected)
     assert plan.offsets.diff().tolist() == [int(keep[i, w].sum()) for i in range(3) for w in order]
@@ -31,8 +31,8 @@ def test_compiled_plan_has_room_for_every_token_and_the_same_rows(monkeypatch):
     exact = VisibleTokens.from_keep(keep, WINDOWS)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     roomy = VisibleTokens.from_keep(keep, WINDOWS)
-    rows = len(exact.index)
-    assert len(roomy.index) == 2 * WINDOWS.tokens
+    rows = len(exact.token_index)
+    assert len(roomy.token_index) == 2 * WINDOWS.tokens
     for name in ("index", "position"):
         assert torch.equal(getattr(roomy, name)[:rows], getattr(exact, name))
     assert torch.equal(roomy.offsets, exact.offsets)
@@ -42,7 +42,7 @@ def test_compiled_plan_has_room_for_every_token_and_the_same_rows(monkeypatch):
 def test_expand_and_compress_are_inverse(heads):
     shape = (2, WINDOWS.tokens) if heads is None else (2, heads, WINDOWS.tokens)
     plan = VisibleTokens.from_keep(torch.rand(shape) < 0.5, WINDOWS)
-    rows = torch.randn(len(plan.index), *((3, 4) if heads is None else (4,)))
+    rows = torch.randn(len(plan.token_index), *((3, 4) if heads is None else (4,)))
     full = expand(rows, plan, torch.full((3, 4), 7.0))
     assert full.shape == (2 * WINDOWS.count, WINDOWS.size, 3, 4)
     assert (full == 7.0).sum() == full.numel() - rows.numel()

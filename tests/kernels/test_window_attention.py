@@ -62,7 +62,7 @@ def test_specification_passes_gradcheck(use):
         given = dict(zip(names, tensors, strict=True))
         masked = tuple(given[n] for n in ("masked_q", "masked_k", "masked_v") if n in given) or None
         return window_attention(
-            *(given[n] for n in ("q", "k", "v", "bias")), masked=masked, backend="reference", **case.fixed
+            *(given[n] for n in ("q", "k", "v", "bias")), shared_qkv=masked, backend="reference", **case.fixed
         )
 
     assert torch.autograd.gradcheck(call, [t.requires_grad_() for t in case.tensors.values()])
@@ -86,7 +86,7 @@ def test_masked_tokens_are_zero_vectors_before_qkv():
         bias,
         scale=0.4,
         visible=plan,
-        masked=tuple(qkv.bias.view(3, heads, head_dim)),
+        shared_qkv=tuple(qkv.bias.view(3, heads, head_dim)),
         backend="reference",
     )
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
@@ -208,13 +208,13 @@ def test_unused_rows_are_ignored_and_get_no_gradient(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         roomy = VisibleTokens.from_keep(keep, windows)
-    rows, used = len(roomy.index), len(exact.index)
+    rows, used = len(roomy.token_index), len(exact.token_index)
     qkv = torch.randn(3, rows, 2, 3, requires_grad=True)
     bias = torch.randn(2, 16, 16)
     masked = tuple(torch.randn(3, 2, 3))
     for m in (None, masked):
-        out = window_attention(*qkv, bias, scale=0.5, visible=roomy, masked=m, backend="cpu")
-        short = window_attention(*qkv[:, :used], bias, scale=0.5, visible=exact, masked=m, backend="cpu")
+        out = window_attention(*qkv, bias, scale=0.5, visible=roomy, shared_qkv=m, backend="cpu")
+        short = window_attention(*qkv[:, :used], bias, scale=0.5, visible=exact, shared_qkv=m, backend="cpu")
         assert torch.equal(out if m else out[:used], short)
         (grad,) = torch.autograd.grad(out.square().sum(), qkv)
         assert grad[:, used:].count_nonzero() == 0
@@ -224,7 +224,7 @@ def test_unused_rows_are_ignored_and_get_no_gradient(monkeypatch):
 def test_bias_table_is_expanded_for_the_plans_window():
     windows = Windows(6, 8, (3, 4), (1, 2))
     plan = VisibleTokens.from_keep(torch.rand(1, 48) < 0.5, windows)
-    q, k, v = torch.randn(3, len(plan.index), 2, 3)
+    q, k, v = torch.randn(3, len(plan.token_index), 2, 3)
     table = torch.randn(5 * 7, 2)
     dense = relative_position_bias(table, (3, 4))
     a = window_attention(q, k, v, table, scale=0.5, visible=plan)
@@ -243,14 +243,20 @@ def test_per_head_masks_equal_one_head_at_a_time(mode):
     flat_keep = plan.keep.view(-1, heads, 16)
     rows = [t.transpose(1, 2)[flat_keep] for t in full]
     q = full[0] if mode == "drop" else rows[0]
-    out = window_attention(q, *rows[1:], bias, scale=0.5, visible=plan, masked=masked, backend="reference")
+    out = window_attention(q, *rows[1:], bias, scale=0.5, visible=plan, shared_qkv=masked, backend="reference")
     for head in range(heads):
         single = VisibleTokens.from_keep(keep[:, head], windows)
         part = [t[:, :, head : head + 1][single.keep] for t in full]
         one_q = full[0][:, :, head : head + 1] if mode == "drop" else part[0]
         one_masked = None if masked is None else tuple(m[head : head + 1] for m in masked)
         expected = window_attention(
-            one_q, *part[1:], bias[head : head + 1], scale=0.5, visible=single, masked=one_masked, backend="reference"
+            one_q,
+            *part[1:],
+            bias[head : head + 1],
+            scale=0.5,
+            visible=single,
+            shared_qkv=one_masked,
+            backend="reference",
         )
         if mode == "visible":
             segment = torch.arange(len(flat_keep) * heads).view(-1, heads)[:, head]
@@ -282,7 +288,7 @@ def arguments(**changes):
         ({"k": torch.zeros(2, 16, 2, 3, device="meta")}, "on cpu as q is"),
         ({"bias": torch.zeros(225, 2)}, "bias table needs `visible`"),
         ({"bias": torch.zeros(2)}, "bias must be"),
-        ({"masked": (torch.zeros(2, 3),) * 3}, "need `visible`"),
+        ({"shared_qkv": (torch.zeros(2, 3),) * 3}, "need `visible`"),
         ({"window_mask": torch.zeros(3, 16, 16)}, "dividing 2"),
         ({"window_mask": torch.zeros(1, 16, 15)}, "window_mask must be"),
         ({"window_mask": torch.zeros(1, 16, 16, requires_grad=True)}, "has no gradient"),

@@ -24,7 +24,7 @@ class Case:
         masked = tuple(inputs[name] for name in ("masked_q", "masked_k", "masked_v") if name in inputs) or None
         fixed = {name: v.to(dtype) if name == "window_mask" else v for name, v in self.fixed.items()}  # type: ignore[union-attr]
         out = window_attention(
-            inputs["q"], inputs["k"], inputs["v"], inputs["bias"], masked=masked, backend=backend, **fixed
+            inputs["q"], inputs["k"], inputs["v"], inputs["bias"], shared_qkv=masked, backend=backend, **fixed
         )
         cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(out)
         grads = torch.autograd.grad((out * cotangent).sum(), list(inputs.values()))
@@ -53,7 +53,7 @@ def make_case(
     windows = Windows(window[0] * grid[0], window[1] * grid[1], window, shift)
     mask = torch.rand(batch, windows.tokens, generator=generator) < keep
     visible = VisibleTokens.from_keep(mask, windows)
-    rows, count, size = len(visible.index), batch * windows.count, windows.size
+    rows, count, size = len(visible.token_index), batch * windows.count, windows.size
     compact, windowed = (rows, heads, head_dim), (count, size, heads, head_dim)
     q, kv = {
         "dense": (windowed, windowed),
@@ -125,7 +125,7 @@ def check_padded_heads(dtype: torch.dtype) -> None:
     def buffer(*shape: int) -> Tensor:
         return torch.zeros(*shape, heads, width, dtype=dtype)
 
-    qkv, d_qkv = buffer(len(plan.index), 3), buffer(len(plan.index), 3).fill_(7.0)
+    qkv, d_qkv = buffer(len(plan.token_index), 3), buffer(len(plan.token_index), 3).fill_(7.0)
     out, grad_out = buffer(8, 16).fill_(7.0), buffer(8, 16)
     for tensor in (qkv, grad_out):
         tensor[..., :head_dim].normal_()

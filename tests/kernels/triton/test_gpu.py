@@ -23,7 +23,7 @@ def on_device(case: Case) -> Case:
     if "visible" in fixed:
         plan = fixed["visible"]
         fixed["visible"] = VisibleTokens.from_keep(plan.image_keep.cuda(), plan.windows)  # every token has a row
-        rows = len(fixed["visible"].index)
+        rows = len(fixed["visible"].token_index)
         grown = {}
         for name, tensor in case.tensors.items():
             grown[name] = tensor
@@ -123,8 +123,8 @@ def test_masks_and_plans_are_those_of_the_cpu(exact):
     assert torch.equal(ours.cpu(), wanted)
     for keep in (~wanted, ~wanted[:, 0]):
         plan, on_cpu = (VisibleTokens.from_keep(keep.to(device), windows) for device in ("cuda", "cpu"))
-        rows = len(on_cpu.index)
-        assert torch.equal(plan.index[:rows].cpu(), on_cpu.index)
+        rows = len(on_cpu.token_index)
+        assert torch.equal(plan.token_index[:rows].cpu(), on_cpu.token_index)
         assert torch.equal(plan.position[:rows].cpu(), on_cpu.position)
         for name in ("offsets", "keep", "regions"):
             assert torch.equal(getattr(plan, name).cpu(), getattr(on_cpu, name))

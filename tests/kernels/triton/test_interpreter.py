@@ -129,14 +129,14 @@ def unused_rows():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         roomy = VisibleTokens.from_keep(keep, windows)  # as on a device: every token has a row
-    used = len(exact.index)
-    qkv = torch.full((3, len(roomy.index), 2, 3), float("nan"))
+    used = len(exact.token_index)
+    qkv = torch.full((3, len(roomy.token_index), 2, 3), float("nan"))
     qkv[:, :used] = torch.randn(3, used, 2, 3)
     qkv.requires_grad_()
     bias = torch.randn(2, 16, 16)
     for masked in (None, tuple(torch.randn(3, 2, 3))):
-        out = window_attention(*qkv, bias, scale=0.5, visible=roomy, masked=masked, backend="triton")
-        short = window_attention(*qkv[:, :used], bias, scale=0.5, visible=exact, masked=masked, backend="triton")
+        out = window_attention(*qkv, bias, scale=0.5, visible=roomy, shared_qkv=masked, backend="triton")
+        short = window_attention(*qkv[:, :used], bias, scale=0.5, visible=exact, shared_qkv=masked, backend="triton")
         assert torch.equal(out if masked else out[:used], short)
         (grad,) = torch.autograd.grad(out.sum(), qkv)
         assert grad[:, used:].count_nonzero() == 0
@@ -150,7 +150,7 @@ def test_unused_rows_are_ignored_and_get_no_gradient(interpreted):
 def excluded_by_the_bias():
     windows = Windows(4, 8, (4, 4), (0, 0))
     visible = VisibleTokens.from_keep(torch.rand(1, 32) < 0.5, windows)
-    qkv = torch.randn(3, len(visible.index), 2, 3, requires_grad=True)
+    qkv = torch.randn(3, len(visible.token_index), 2, 3, requires_grad=True)
     bias = torch.randn(2, 16, 16)
     bias[0, 3] = float("-inf")  # a query without any key
     bias[1, 4, ::2] = float("-inf")
@@ -196,7 +196,7 @@ def compiled_in_one_graph():
     tensors = {name: tensor.float() for name, tensor in case.tensors.items()}
 
     def attend(q, k, v, bias, *masked):
-        return window_attention(q, k, v, bias, masked=masked, backend="triton", **case.fixed)
+        return window_attention(q, k, v, bias, shared_qkv=masked, backend="triton", **case.fixed)
 
     ours = torch.compile(attend, fullgraph=True, backend="aot_eager")(*tensors.values())
     torch.testing.assert_close(ours, attend(*tensors.values()))

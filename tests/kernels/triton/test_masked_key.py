@@ -17,7 +17,7 @@ def attend(windows, batch, regions):
     generator = torch.Generator().manual_seed(0)
     keep = torch.rand(batch, windows.tokens, generator=generator) < 0.4
     plan = VisibleTokens.from_keep(keep, windows)
-    q, k, v = torch.randn(3, len(plan.index), HEADS, HEAD_DIM, generator=generator)
+    q, k, v = torch.randn(3, len(plan.token_index), HEADS, HEAD_DIM, generator=generator)
     bias = torch.randn(HEADS, windows.size, windows.size, generator=generator)
     masked = torch.randn(3, HEADS, HEAD_DIM, generator=generator)
     call = triton_backend.prepare(q, k, v, bias, masked, plan.offsets, plan.position, regions, None, 0.5)

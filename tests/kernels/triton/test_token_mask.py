@@ -51,7 +51,7 @@ def same_plans(shapes, shares=(0.0, 0.3, 1.0), batch=3):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.compiler, "is_compiling", lambda: True)  # rows for every token, as on a device
             plan = VisibleTokens.from_keep(keep, windows)
-            wanted = (plan.index, plan.position, plan.offsets, plan.keep, plan.regions)
+            wanted = (plan.token_index, plan.position, plan.offsets, plan.keep, plan.regions)
         sizes = (windows.height, windows.width, *windows.window, *windows.shift)
         found = torch.ops.masked_swin.visible_tokens_triton(keep, *sizes)
         for name, ours, theirs in zip(("index", "position", "offsets", "keep", "regions"), found, wanted, strict=True):
@@ -133,7 +133,7 @@ def test_a_device_gets_these_operators_and_nothing_else(exact):
         with Operators() as operators:
             mask = token_mask(seed, draw, sample, 256, 0.75, windows=windows, exact=exact)
             plan = VisibleTokens.from_keep(mask, windows)
-            assert [*plan.index.shape, *plan.offsets.shape, *plan.regions.shape] == [5 * 256, 5 * 4 + 1, 4, 64]
+            assert [*plan.token_index.shape, *plan.offsets.shape, *plan.regions.shape] == [5 * 256, 5 * 4 + 1, 4, 64]
     drawing = "exact_token_mask_triton" if exact else "token_mask_triton"
     assert operators.names == [f"masked_swin::{drawing}", "masked_swin::visible_tokens_triton"]
 
