@@ -90,7 +90,7 @@ def _check(inputs: AttentionInputs) -> None:
     named = {"q": q, "k": k, "v": v, "bias": bias}
     if shared_qkv is not None:
         if visible is None or k.dim() == 4:
-            raise ValueError("shared_qkv needs `visible` and compact k, v")
+            raise ValueError("shared q, k, v need `visible` and compact k, v")
         named |= dict(zip(("shared q", "shared k", "shared v"), shared_qkv, strict=True))
     if window_mask is not None:
         named["window_mask"] = window_mask
