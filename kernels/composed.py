@@ -70,10 +70,10 @@ def _attend_with_shared(inputs: BlockInputs, visible: VisibleTokens, tokens: Ten
     """Modes "zero" and "token": (W, N, H, D) from visible tokens (R, C); masked tokens share q, k and v."""
     w = inputs.weights
     qkv = F.linear(tokens, w.qkv_weight, w.qkv_bias).unflatten(1, (3, *_head_shape(inputs)))
+    q_RHD, k_RHD, v_RHD = qkv.unbind(1)
     shared_q, shared_k, shared_v = _shared_qkv(inputs)
     return window_attention(
-        *qkv.unbind(1),
-        w.position_bias_table,
+        *(q_RHD, k_RHD, v_RHD, w.position_bias_table),
         scale=_scale(inputs),
         visible=visible,
         shared_qkv=(shared_q, shared_k, shared_v),
@@ -88,7 +88,8 @@ def _visible_only(inputs: BlockInputs, visible: VisibleTokens) -> Tensor:
     used = torch.arange(len(visible.token_index), device=x.device) < visible.offsets[-1]
     entries = tokens[visible.token_index].masked_fill(~used[:, None], 0.0)
     qkv = F.linear(_norm1(entries, w), w.qkv_weight, w.qkv_bias).unflatten(1, (3, *_head_shape(inputs)))
-    attended = window_attention(*qkv.unbind(1), w.position_bias_table, scale=_scale(inputs), visible=visible)
+    q_RHD, k_RHD, v_RHD = qkv.unbind(1)
+    attended = window_attention(q_RHD, k_RHD, v_RHD, w.position_bias_table, scale=_scale(inputs), visible=visible)
     branch = F.linear(attended.flatten(1), w.proj_weight, w.proj_bias)
     scales = None if drop_path_scale is None else drop_path_scale[:, visible.token_index // windows.tokens, None]
     entries = _add_mlp(_add(entries, branch, scales, 0), w, scales)

@@ -169,10 +169,10 @@ def pixel_embedding(inputs: EmbeddingInputs) -> Embedding:
 
 
 def random_words(inputs: RandomWordsInputs) -> Tensor:
-    seed, draw, sample, first, count, first_head, heads = inputs
-    index_N = first + torch.arange(count, device=sample.device)
+    seed, draw, sample, first, words, first_head, heads = inputs
+    index_N = first + torch.arange(words, device=sample.device)
     head_H1 = first_head + torch.arange(heads, device=sample.device)[:, None]
-    return counter_words(index_N, sample[:, None, None], draw, head_H1, seed)[0].expand(len(sample), heads, count)
+    return counter_words(index_N, sample[:, None, None], draw, head_H1, seed)[0].expand(len(sample), heads, words)
 
 
 def token_mask(inputs: TokenMaskInputs) -> Tensor:

@@ -23,7 +23,7 @@ class RandomWordsInputs(NamedTuple):
     draw: Tensor
     sample: Tensor
     first: int
-    count: int
+    words: int  # how many
     first_head: int
     heads: int
 
