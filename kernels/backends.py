@@ -59,6 +59,11 @@ def choose(operation: str, inputs: NamedTuple, name: str | None) -> Backend:
     raise ValueError(f"{operation} cannot run: " + "; ".join(reasons))
 
 
+def run_empty(operation: str, inputs: NamedTuple) -> Any:
+    """Compute an operation on 0 images or windows: empty results, and gradients of 0 for the weights."""
+    return next(backend for backend in REGISTRY[operation] if backend.name == "reference").run(inputs)
+
+
 def backend_report() -> list[tuple[str, str, str | None]]:
     """(operation, backend, why it cannot run on this machine or None) for every backend, fastest first."""
     return [(operation, b.name, b.unavailable()) for operation, backends in REGISTRY.items() for b in backends]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from masked_swin.config import ModelConfig
 from masked_swin.kernels import Ratio, VisibleTokens, Windows, sample_uniform, token_mask
@@ -61,6 +62,22 @@ def check_seed(name: str, value: int) -> None:
 def padded_size(height: int, width: int, window: int) -> tuple[int, int]:
     """The image size rounded up to whole windows."""
     return height + -height % window, width + -width % window
+
+
+def extend_by_edge(image: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """Repeat the last row and column of images (B, C, h, w) where reflection cannot fill `size`: sides of half or less.
+
+    The mask, bool (B, *size), repeats with them: a copy of a masked pixel must not give it away.
+    """
+    height, width = image.shape[-2:]
+    rows, columns = (full - side if full >= 2 * side else 0 for full, side in ((size[0], height), (size[1], width)))
+    extended = functional.pad(image, (0, columns, 0, rows), mode="replicate")
+    if mask is not None:
+        inside = mask[:, None, :height, :width].to(image.dtype)
+        repeated = functional.pad(inside, (0, columns, 0, rows), mode="replicate")[:, 0] > 0.5
+        mask = mask.clone()
+        mask[:, : height + rows, : width + columns] = repeated
+    return extended, mask
 
 
 def gaussian_noise(image: Tensor, sigma: float, key: MaskKey) -> Tensor:
