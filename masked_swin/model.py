@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from masked_swin.config import ModelConfig
-from masked_swin.kernels import Embedding, EmbeddingWeights, Noise, pixel_embedding
+from masked_swin.kernels import Embedding, EmbeddingWeights, Noise, pixel_embedding, ratio_tensor
 from masked_swin.layers import ResidualGroup, around_blocks, channels_last, residual_conv
 from masked_swin.masking import (
     AttentionMasks,
@@ -34,6 +34,8 @@ class MaskedSwinIR(nn.Module):
     mean: Tensor
     mask_seed: Tensor
     mask_draw: Tensor
+    input_mask_ratio: Tensor | None
+    attention_mask_ratio: Tensor | None
 
     def __init__(self, config: ModelConfig, *, backend: str | None = None) -> None:
         super().__init__()
@@ -51,6 +53,9 @@ class MaskedSwinIR(nn.Module):
         # Tensors, not numbers: a compiled graph or a captured CUDA graph then draws new masks at every pass.
         self.register_buffer("mask_seed", torch.tensor(0), persistent=False)
         self.register_buffer("mask_draw", torch.tensor(0), persistent=False)
+        for name in ("input_mask", "attention_mask"):
+            ratio = getattr(config, name)
+            self.register_buffer(f"{name}_ratio", None if ratio is None else ratio_tensor(ratio), persistent=False)
         self.to(memory_format=torch.channels_last)
 
     def seed_masks(self, seed: int) -> None:
@@ -59,10 +64,36 @@ class MaskedSwinIR(nn.Module):
         self.mask_seed.fill_(seed)
         self.mask_draw.zero_()
 
+    def set_mask_ratios(
+        self,
+        *,
+        input_mask: float | tuple[float, float] | None = None,
+        attention_mask: float | tuple[float, float] | None = None,
+    ) -> None:
+        """Change the ratios of the masks, for a schedule; None leaves one as it is.
+
+        A compiled network is not compiled anew, unless a number becomes a range or a range a number. `config`, which
+        checkpoints hold, keeps the ratios that the network was made with.
+
+        Raises:
+            ValueError: for a ratio that `ModelConfig` refuses, or of a mask that the network does not have.
+        """
+        for name, ratio in (("input_mask", input_mask), ("attention_mask", attention_mask)):
+            if ratio is None:
+                continue
+            buffer = getattr(self, f"{name}_ratio")
+            if buffer is None:
+                raise ValueError(f"this network has no {name} whose ratio could be set; see ModelConfig.{name}")
+            value = ratio_tensor(ratio, buffer.device)
+            if value.shape == buffer.shape:
+                buffer.copy_(value)  # in place: a captured graph reads the same memory
+            else:
+                setattr(self, f"{name}_ratio", value)
+
     def mask_input(self, image: Tensor, key: MaskKey) -> Tensor:
         """The image (B, C, H, W) as the network sees it in training: random pixels set to `config.input_mask_value`."""
         self._check(image, key)
-        return mask_input(image, self.config, key)
+        return mask_input(image, self.config, key, self.input_mask_ratio)
 
     def forward(
         self,
@@ -108,7 +139,9 @@ class MaskedSwinIR(nn.Module):
             self.mask_draw.add_(1)
         height, width = x.shape[-2:]
         size = padded_size(height, width, config.window_size)
-        masks = AttentionMasks(config, key, size, origin) if key is not None and masks_attention else None
+        masks = None
+        if key is not None and masks_attention:
+            masks = AttentionMasks(config, key, size, origin, self.attention_mask_ratio)
         drop_path_scales = self._drop_path_scales(key if drops_paths else None, x.dtype)
 
         noise = Noise(noise_sigma, *key) if key is not None and noise_sigma else None
@@ -132,7 +165,7 @@ class MaskedSwinIR(nn.Module):
             x,
             size,
             noise=noise,
-            masked=None if key is None else input_mask(size, config, key),
+            input_mask=None if key is None else input_mask(size, config, key, self.input_mask_ratio),
             mean=self.mean.flatten(),
             image_range=config.image_range,
             mask_value=config.input_mask_value,
