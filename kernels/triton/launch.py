@@ -21,7 +21,7 @@ def tile_side(extent: int) -> int:
 
 @torch.compiler.assume_constant_result  # graphs are guarded by PyTorch's own setting
 def product_precision() -> str:
-    """Return `input_precision` for float32 `tl.dot`: "tf32" if the user allowed it and the device has it, else "ieee"."""
+    """Return `input_precision` of float32 `tl.dot`: "tf32" if the user allows it and the device has it, else "ieee"."""
     exact = torch.get_float32_matmul_precision() == "highest"
     # On AMD devices, Triton has tf32 on CDNA 3 only.
     return "ieee" if exact or (torch.version.hip and tuning.architecture() != "gfx942") else "tf32"
@@ -33,7 +33,7 @@ def exact_products(dtype: torch.dtype) -> bool:
 
 
 def arguments_of(kernel: Any, **named: Any) -> tuple[Any, ...]:
-    """Return the arguments of `kernel` in its order, picked by name; parameters in capitals are constants, no arguments.
+    """Return the arguments of `kernel` in its order, picked by name; its parameters in capitals are constants.
 
     Names that the kernel does not have are left out. Raises KeyError if one is missing.
     """

@@ -245,4 +245,7 @@ def _tiles(kernel: Any, layout: Layout, heads: Tensor, channels: int) -> dict[st
         rule["TILES"] = min(tile.side_by_side, -(-columns // tile.columns))
         if rule["TILES"] == 1 < tile.side_by_side:  # the sums of one tile leave room for more programs
             rule |= {"BLOCK_R": 32, "num_warps": 4}
-    return {"BLOCK_C": tile_side(channels), **tuned(kernel, rule, dtype=layout.dtype, channels=channels, columns=columns)}
+    return {
+        "BLOCK_C": tile_side(channels),
+        **tuned(kernel, rule, dtype=layout.dtype, channels=channels, columns=columns),
+    }

@@ -1,10 +1,10 @@
 """The linear layers around the attention: gather and LayerNorm before it, window reverse and residual after it.
 
-Legend: a *token* is one of (images, height, width, CHANNELS). Kernels work on the tokens of a compact list or on all, in
-window order; row i of a matrix belongs to token i of these. *Head columns* are (parts, heads, HEAD_STRIDE), the layout of
-q, k, v and the attention's output between the kernels: a head's HEAD_DIM numbers, then zeros up to whole sectors. All
-products use weights packed as (COLUMNS, CHANNELS), in the dtype of the products. Exact float32 products read their
-operands from shared memory by columns, and use the *transposed* weights, (CHANNELS, columns).
+Legend: a *token* is one of (images, height, width, CHANNELS). Kernels work on the tokens of a compact list or on all,
+in window order; row i of a matrix belongs to token i of these. *Head columns* are (parts, heads, HEAD_STRIDE), the
+layout of q, k, v and the attention's output between the kernels: a head's HEAD_DIM numbers, then zeros up to whole
+sectors. All products use weights packed as (COLUMNS, CHANNELS), in the dtype of the products. Exact float32 products
+read their operands from shared memory by columns, and use the *transposed* weights, (CHANNELS, columns).
 """
 
 import triton
@@ -106,7 +106,9 @@ def tokens_to_heads_kernel(
     first = tl.program_id(0) * BLOCK_R
     if first >= rows:
         return
-    row, valid, token = tokens_of_rows(first, rows, token_index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R)
+    row, valid, token = tokens_of_rows(
+        first, rows, token_index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R
+    )
     operand = load_operand(
         x_ptr, scale_ptr, token, valid, height * width, packed_bias_ptr is not None, CHANNELS, BLOCK_C
     )
@@ -117,7 +119,9 @@ def tokens_to_heads_kernel(
         if transposed_ptr is not None:
             channel = tl.arange(0, BLOCK_C)
             mask = (channel < CHANNELS)[:, None] & in_head[None, :]
-            weight = tl.load(transposed_ptr + channel[:, None] * TRANSPOSED_STRIDE + column[None, :], mask=mask, other=0.0)
+            weight = tl.load(
+                transposed_ptr + channel[:, None] * TRANSPOSED_STRIDE + column[None, :], mask=mask, other=0.0
+            )
         else:
             weight = tl.trans(load_rows(packed_ptr, column, in_head, CHANNELS, BLOCK_C).to(operand.dtype))
         out = tl.dot(operand, weight, input_precision=PRECISION)
@@ -165,7 +169,9 @@ def projection_kernel(
         heads_ptr, packed_ptr, first, rows, COLUMNS, CHANNELS, PRECISION, BLOCK_R, BLOCK_N, BLOCK_C
     )
     # After the loop, whose sums need the registers.
-    _, valid, token = tokens_of_rows(first, rows, token_index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R)
+    _, valid, token = tokens_of_rows(
+        first, rows, token_index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R
+    )
     branch += tl.load(bias_ptr + channel, mask=channel < CHANNELS, other=0.0).to(tl.float32)[None, :]
     if scale_ptr is not None:
         branch *= tl.load(scale_ptr + token // (height * width), mask=valid, other=0.0)[:, None]
@@ -186,7 +192,9 @@ def norm_backward_kernel(
     first = tl.program_id(0) * BLOCK_R
     if first >= rows:
         return
-    _, valid, token = tokens_of_rows(first, rows, token_index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R)
+    _, valid, token = tokens_of_rows(
+        first, rows, token_index_ptr, height, width, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, BLOCK_R
+    )
     d_normed = sum_over_columns(
         heads_ptr, packed_ptr, first, rows, COLUMNS, CHANNELS, PRECISION, BLOCK_R, BLOCK_N, BLOCK_C
     )

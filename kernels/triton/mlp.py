@@ -34,9 +34,9 @@ class Tile(NamedTuple):
     stages: int
 
 
-# By the element size of products, then by channels. float32 is tf32 and, up to 64 channels, exact. The measurements are in
-# README.md. With float32 x and 16-bit weights, rows and hidden units differ in number: with equal tiles Triton reads as
-# many numbers of x at a time as of the weights, in two halves of every sector.
+# By the element size of products, then by channels. float32 is tf32 and, up to 64 channels, exact. The measurements are
+# in README.md. With float32 x and 16-bit weights, rows and hidden units differ in number: with equal tiles Triton reads
+# as many numbers of x at a time as of the weights, in two halves of every sector.
 TILES = {
     2: {
         64: {mlp_kernel: Tile(128, 32, 4, 2), inputs_kernel: Tile(64, 32, 4, 2), weights_kernel: Tile(32, 128, 8, 2)},
@@ -152,7 +152,9 @@ def _run(kernel: Any, call: _Call, grid: tuple[int, ...], tiles: dict[str, int],
     launch.launch(kernel, grid, *arguments, **call.constants, **tiles)
 
 
-def mlp(x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype, tokens: Tokens | None = None) -> Tensor:
+def mlp(
+    x: Tensor, weights: MlpWeights, scale: Tensor | None, dtype: torch.dtype, tokens: Tokens | None = None
+) -> Tensor:
     """x + scale * MLP(LayerNorm(x)).
 
     Args:
@@ -177,7 +179,8 @@ def mlp_backward(
 ) -> tuple[Tensor, MlpWeights]:
     """The gradients of x and of each weight, in their dtypes, given that of y (contiguous) and the inputs of `mlp`.
 
-    With `tokens`, x is what it was before `mlp`; the gradient of all other tokens is that of y. The same bits every time.
+    With `tokens`, x is what it was before `mlp`, and the gradient of all other tokens is that of y. The results are the
+    same bits every time.
     """
     call = _prepare(x, weights, scale, dtype, tokens)
     dx = torch.empty_like(x) if tokens is None else grad.clone()

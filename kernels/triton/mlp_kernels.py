@@ -1,9 +1,9 @@
 """The MLP half of a Swin block in Triton: y = x + s (gelu(LN(x) W1^T + b1) W2^T + b2).
 
-C channels, M hidden units. The tokens are all, or those of a compact list, whose number is at `segments` of offsets_ptr.
-LayerNorm's weight and bias are folded into W1 and b1. Weights are (M, C) and padded, so that they are read in whole
-vectors. Exact float32 products read their operands from shared memory by columns, and use the *transposed* weights,
-(C, M). A tile of hidden units never leaves its program.
+C channels, M hidden units. The tokens are all, or those of a compact list, whose number is at `segments` of
+offsets_ptr. LayerNorm's weight and bias are folded into W1 and b1. Weights are (M, C) and padded, so that they are read
+in whole vectors. Exact float32 products read their operands from shared memory by columns, and use the *transposed*
+weights, (C, M). A tile of hidden units never leaves its program.
 """
 
 import triton
@@ -14,7 +14,8 @@ from .norm import load_rows, normalise, normalise_backward, store_rows
 
 @triton.jit
 def fold_kernel(
-    norm_weight_ptr, norm_bias_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, w1_ptr, b1_ptr, w2_ptr, transposed_ptr,
+    norm_weight_ptr, norm_bias_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr,
+    w1_ptr, b1_ptr, w2_ptr, transposed_ptr,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, UNITS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Fold LayerNorm's weight and bias into W1 and b1, and store W1 and W2 as (UNITS, BLOCK_C), 0 in the padding.
@@ -58,9 +59,7 @@ def transposed_weight(w, transposed_ptr, WHICH: tl.constexpr, unit, HIDDEN: tl.c
 
 
 @triton.jit
-def tokens_of_tile(
-    tile, scale_ptr, token_index_ptr, offsets_ptr, tokens_per_image, segments, BLOCK_R: tl.constexpr
-):
+def tokens_of_tile(tile, scale_ptr, token_index_ptr, offsets_ptr, tokens_per_image, segments, BLOCK_R: tl.constexpr):
     """The list entries of a tile, their tokens, a mask of those that exist, and their drop-path factor.
 
     Without a list, entries are tokens, and a tile lies in one image: the factor is a scalar. Else it is (BLOCK_R, 1).
@@ -118,13 +117,16 @@ def gelu_slope(x, tail):
 
 @triton.jit
 def mlp_kernel(
-    x_ptr, w1_ptr, b1_ptr, w2_ptr, transposed_ptr, b2_ptr, scale_ptr, y_ptr, token_index_ptr, offsets_ptr, tokens_per_image, segments,
+    x_ptr, w1_ptr, b1_ptr, w2_ptr, transposed_ptr, b2_ptr, scale_ptr, y_ptr,
+    token_index_ptr, offsets_ptr, tokens_per_image, segments,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     if token_index_ptr is not None and tl.program_id(0) * BLOCK_R >= tl.load(offsets_ptr + segments):
         return
-    _, token, valid, scale = tokens_of_tile(tl.program_id(0), scale_ptr, token_index_ptr, offsets_ptr, tokens_per_image, segments, BLOCK_R)
+    _, token, valid, scale = tokens_of_tile(
+        tl.program_id(0), scale_ptr, token_index_ptr, offsets_ptr, tokens_per_image, segments, BLOCK_R
+    )
     channel = tl.arange(0, BLOCK_C)
     x = load_rows(x_ptr, token, valid, CHANNELS, BLOCK_C)
     normed, _ = normalise(x, CHANNELS)
@@ -147,7 +149,9 @@ def load_tokens_and_gradient(
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """A tile's tokens, normalised, and 1 / deviation; the gradients of y, and of its branch before the scale."""
-    entry, token, valid, scale = tokens_of_tile(tile, scale_ptr, token_index_ptr, offsets_ptr, tokens_per_image, segments, BLOCK_R)
+    entry, token, valid, scale = tokens_of_tile(
+        tile, scale_ptr, token_index_ptr, offsets_ptr, tokens_per_image, segments, BLOCK_R
+    )
     normed, deviation = normalise(load_rows(x_ptr, token, valid, CHANNELS, BLOCK_C), CHANNELS)
     grad = load_rows(grad_ptr, token, valid, CHANNELS, BLOCK_C)
     # The condition is always true. Without it, Triton moves the loaded float32 through shared memory instead of the
@@ -204,7 +208,9 @@ def inputs_kernel(
             tl.store(d_hidden_ptr + units, d_hidden, mask=valid[:, None])
         d_normed = tl.dot(d_hidden, w1, d_normed, input_precision=PRECISION)
     # Read again: kept through the loop, the tokens of a list would take the registers of its sums.
-    _, token, valid, _ = tokens_of_tile(tl.program_id(0), None, token_index_ptr, offsets_ptr, tokens_per_image, segments, BLOCK_R)
+    _, token, valid, _ = tokens_of_tile(
+        tl.program_id(0), None, token_index_ptr, offsets_ptr, tokens_per_image, segments, BLOCK_R
+    )
     dx = grad + normalise_backward(d_normed, normed, deviation, CHANNELS)
     store_rows(dx_ptr, token, valid, dx, CHANNELS, BLOCK_C)
 
@@ -237,13 +243,27 @@ def weights_kernel(
     db2 = tl.zeros((BLOCK_C,), tl.float32)
     for tile in tl.range(chunk * each, tl.minimum(chunk * each + each, tile_count), num_stages=STAGES):
         _, _, _, normed, _, _, d_branch = load_tokens_and_gradient(
-            x_ptr, grad_ptr, scale_ptr, tile, token_index_ptr, offsets_ptr, tokens_per_image, segments, CHANNELS, BLOCK_C, BLOCK_R
+            x_ptr,
+            grad_ptr,
+            scale_ptr,
+            tile,
+            token_index_ptr,
+            offsets_ptr,
+            tokens_per_image,
+            segments,
+            CHANNELS,
+            BLOCK_C,
+            BLOCK_R,
         )
         db2 += tl.sum(d_branch, 0)
         normed, d_branch = normed.to(dtype), d_branch.to(dtype)
         if transposed_ptr is not None:
-            hidden = tl.trans(tl.dot(normed, transposed_weight(w1, transposed_ptr, 0, unit, HIDDEN), input_precision=PRECISION))
-            d_hidden = tl.trans(tl.dot(d_branch, transposed_weight(w2, transposed_ptr, 1, unit, HIDDEN), input_precision=PRECISION))
+            hidden = tl.trans(
+                tl.dot(normed, transposed_weight(w1, transposed_ptr, 0, unit, HIDDEN), input_precision=PRECISION)
+            )
+            d_hidden = tl.trans(
+                tl.dot(d_branch, transposed_weight(w2, transposed_ptr, 1, unit, HIDDEN), input_precision=PRECISION)
+            )
         else:
             hidden = tl.dot(w1, tl.trans(normed), input_precision=PRECISION)
             d_hidden = tl.dot(w2, tl.trans(d_branch), input_precision=PRECISION)

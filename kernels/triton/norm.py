@@ -1,8 +1,8 @@
 """LayerNorm of a tile of rows, in registers, for the kernels that normalise what they multiply.
 
-A tile is (rows, BLOCK_C) in float32. BLOCK_C is a power of two >= CHANNELS; the padding columns are 0 and stay 0. A row is
-read and written in one piece, so that neighbouring rows share the sectors between them. LayerNorm's weight and bias are
-left to the caller, who folds them into the next product's weights: the kernel pays nothing for them.
+A tile is (rows, BLOCK_C) in float32. BLOCK_C is a power of two >= CHANNELS; the padding columns are 0 and stay 0. A row
+is read and written in one piece, so that neighbouring rows share the sectors between them. LayerNorm's weight and bias
+are left to the caller, who folds them into the next product's weights: the kernel pays nothing for them.
 """
 
 import triton

@@ -1,9 +1,9 @@
 """The embedding of pixels in Triton, image to features: noise, input mask, reflection, 1x1 convolution and LayerNorm.
 
-Legend: a *pixel* is one of a padded image; its *source* is itself or, in the padding, the pixel that it reflects. Pixels
-with a masked source are not read: all their channels have one value. A *run* is adjacent pixels, at least one for each
-thread, which are read and given their noise at once. A *tile* is some pixels of a run, (pixels, BLOCK_C) in float32,
-gathered from the threads that read them: if a tile read its pixels itself, all its threads would read each.
+Legend: a *pixel* is one of a padded image; its *source* is itself or, in the padding, the pixel that it reflects.
+Pixels with a masked source are not read: all their channels have one value. A *run* is adjacent pixels, at least one
+for each thread, which are read and given their noise at once. A *tile* is some pixels of a run, (pixels, BLOCK_C) in
+float32, gathered from the threads that read them: in a tile, many threads would read the same pixel.
 """
 
 from typing import Any, NamedTuple
@@ -61,7 +61,7 @@ def load_values(
     image_ptr, seed_ptr, draw_ptr, sample_ptr, input_mask_ptr, mean_ptr, image, pixel, last,
     image_height, image_width, height, width, sigma, image_range, mask_value, IMAGE_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """By channel, as tuples: a run's values before `last` as the convolution gets them; whether they have a gradient."""
+    """By channel, as tuples: a run's values before `last` as the convolution gets them; if they have a gradient."""
     image_pixels = image_height * image_width
     source, is_read = source_of(pixel, pixel < last, image, input_mask_ptr, image_height, image_width, height, width)
     if seed_ptr is not None:
@@ -135,7 +135,7 @@ def embedding_backward_kernel(
 ):  # fmt: skip
     """Sums over a part of one image: the gradients of LayerNorm's weight and bias, the convolution's bias and weight.
 
-    The gradient of the padded image is stored if it has a pointer; it is 0 where a pixel is masked, or clipped by noise.
+    The gradient of the padded image is stored if it has a pointer. It is 0 where a pixel is masked, or was clipped.
     """
     image = tl.program_id(0)
     weights = load_weights(weight_ptr, IMAGE_CHANNELS, CHANNELS, BLOCK_C)
@@ -149,7 +149,8 @@ def embedding_backward_kernel(
     last = tl.minimum(first + part, height * width)
     for run_start in range(first, last, RUN):
         run, passes = load_values(
-            image_ptr, seed_ptr, draw_ptr, sample_ptr, input_mask_ptr, mean_ptr, image, run_start + tl.arange(0, RUN), last,
+            image_ptr, seed_ptr, draw_ptr, sample_ptr, input_mask_ptr, mean_ptr, image,
+            run_start + tl.arange(0, RUN), last,
             image_height, image_width, height, width, sigma, image_range, mask_value, IMAGE_CHANNELS,
         )  # fmt: skip
         for start in range(0, RUN, BLOCK_R):

@@ -1,8 +1,8 @@
 """The backend "triton" of swin_block: kernels for NVIDIA and AMD devices, compiled at first use.
 
-`forward` and `backward` take the arguments of the operators (ops.py). A forward pass is four kernels: LayerNorm with the
-q, k, v product, attention, projection with the residual, MLP. The backward pass keeps only the inputs, and computes the
-rest again. Nothing here waits for the device.
+`forward` and `backward` take the arguments of the operators (ops.py). A forward pass is four kernels: LayerNorm with
+the q, k, v product, attention, projection with the residual, MLP. The backward pass keeps only the inputs, and computes
+the rest again. Nothing here waits for the device.
 """
 
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ class _Block(NamedTuple):
         return MlpWeights(w.norm2_weight, w.norm2_bias, w.fc1_weight, w.fc1_bias, w.fc2_weight, w.fc2_bias)
 
     def split_qkv(self, buffers: list[Tensor]) -> list[Tensor]:
-        """q, k, v from the buffers of `qkv_parts`; (tokens, heads, head_dim), or by window, (windows, N, heads, head_dim)."""
+        """q, k, v from buffers of `qkv_parts`: (windows, N, heads, head_dim) or compact, (tokens, heads, head_dim)."""
         parts = [part for buffer in buffers for part in buffer[..., : self.layout.head_dim].unbind(1)]
         windowed = 3 if self.visible is None else 1 if self.mode == "drop" else 0
         size = self.layout.windows.size

@@ -1,7 +1,8 @@
 """Tile sides and warps of the Triton kernels: by rule, or from a table that is faster on a device for a shape.
 
 The package's table is `tuned.json`, beside this file. The user's table, `user_table()`, takes precedence. A table is
-{architecture: {key: {"tiles": {...}, "by": how it was found}}}; `python -m masked_swin.kernels.triton.autotune` writes it.
+{architecture: {key: {"tiles": {...}, "by": how it was found}}}; `python -m masked_swin.kernels.triton.autotune` writes
+it.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The compact list of visible tokens in Triton: one pass over the mask counts, a second one writes (visible.py).
 
-A *segment* is a window, or with masks per head one head of a window. A program takes some segments, the same ones in both
-passes.
+A *segment* is a window, or with masks per head one head of a window. A program takes some segments, the same ones in
+both passes.
 """
 
 import torch
@@ -24,7 +24,7 @@ def load_segments(
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, SHIFT_H: tl.constexpr, SHIFT_W: tl.constexpr,
     SEGMENTS_EACH: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """This program's segments (SEGMENTS_EACH, 1); by position: the token of the batch, if it exists, if it is visible."""
+    """This program's segments (SEGMENTS_EACH, 1); by position: the token of the batch, if it exists, if it is kept."""
     segment = tl.program_id(0) * SEGMENTS_EACH + tl.arange(0, SEGMENTS_EACH)[:, None]
     position = tl.arange(0, BLOCK_N)[None, :]
     windows = (height // WINDOW_H) * (width // WINDOW_W)
