@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ..geometry import Windows
-from ..pixel_embedding import MAX_CHANNELS, EmbeddingWeights, pixel_embedding
+from ..pixel_embedding import EmbeddingWeights, pixel_embedding
 from ..swin_block import SwinBlockWeights, swin_block
 from ..visible import VisibleTokens
-from . import launch, tuning
+from . import MAX_CHANNELS, launch, tuning
 from .tuning import Tiles
 
 Run = Callable[[], list[Tensor]]

@@ -33,7 +33,7 @@ def make_case(channels=60, hidden=120, batch=3, tokens=45):
 
 
 def eager(x, weights, scale, dtype=None, keep=None):
-    """PyTorch's operators; the products in `dtype`, as under autocast. Tokens that are not in `keep` stay as they are."""
+    """PyTorch's operators, with products in `dtype`, as under autocast. Tokens outside of `keep` stay."""
     norm_weight, norm_bias, *fc = weights
     normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias).to(dtype or x.dtype)
     fc1, b1, fc2, b2 = (tensor.to(normed.dtype) for tensor in fc)

@@ -151,7 +151,8 @@ class Operators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_device_gets_these_operators_and_nothing_else(exact):
+def test_a_device_gets_these_operators_and_nothing_else(exact, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     windows = Windows(16, 16, (8, 8), (4, 4))
     with FakeTensorMode():
         seed, draw = torch.empty(2, dtype=torch.int64, device="cuda").unbind()

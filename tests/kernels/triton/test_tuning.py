@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mrequested_swin.kernels.triton import autotune, launch, tuning
-from mrequested_swin.kernels.triton.pixel_embedding import embedding_kernel
+from masked_swin.kernels.triton import autotune, launch, tuning
+from masked_swin.kernels.triton.pixel_embedding import embedding_kernel
 from tests.support.triton_on_ptxsim import on_ptxsim
 
 RULE = {"BLOCK_R": 64, "num_warps": 4}
@@ -144,7 +144,7 @@ def test_command_writes_what_it_found(tables, capsys, monkeypatch):
 def embed(of=1.0):
     image, mean, weight = torch.full((1, 3, 8, 8), of), torch.zeros(3), torch.arange(12.0).view(4, 3, 1, 1)
     arguments = (image, *[None] * 4, mean, weight, *torch.ones(3, 4), 8, 8, 0.0, 1.0, 0.0, False)
-    return [torch.ops.mrequested_swin.pixel_embedding_triton(*arguments)]
+    return [torch.ops.masked_swin.pixel_embedding_triton(*arguments)]
 
 
 def test_a_candidate_is_timed_and_refused_if_it_cannot_be_compiled_or_is_wrong(monkeypatch):
