@@ -79,6 +79,12 @@ def regions_kernel(
     tl.store(regions_ptr + window * (WINDOW_H * WINDOW_W) + place, region, mask=place < WINDOW_H * WINDOW_W)
 
 
+def window_constants(windows: Windows) -> dict[str, int]:
+    """The constants by which kernels know a geometry: WINDOW_H, WINDOW_W, SHIFT_H and SHIFT_W."""
+    (window_h, window_w), (shift_h, shift_w) = windows.window, windows.shift
+    return {"WINDOW_H": window_h, "WINDOW_W": window_w, "SHIFT_H": shift_h, "SHIFT_W": shift_w}
+
+
 def position_bias(table: Tensor, window: tuple[int, int]) -> Tensor:
     """(heads, queries, keys) float32 from the table; keys are the slower dimension in memory."""
     places, heads = window[0] * window[1], table.shape[1]
