@@ -16,13 +16,12 @@ import pytest
 import torch
 
 from masked_swin import MaskedSwinIR, ModelConfig, denoise, save_checkpoint
+from masked_swin.train import image_pipeline
 from masked_swin.train.cli import main
 from masked_swin.train.commands import denoise as denoising
-from masked_swin.train.commands.denoise import DenoiseOptions, denoise_files, load_weights
-from masked_swin.train.data import images
-from masked_swin.train.data.folders import to_array, to_tensor
-from masked_swin.train.data.images import read_image
-from masked_swin.train.metrics import to_uint8
+from masked_swin.train.commands.denoise import DenoiseOptions, denoise_files
+from masked_swin.train.data import DecodedImage, read_image, to_array, to_tensor, to_uint8
+from masked_swin.train.weights import load_weights, weights_path
 from tests.support.image_files import BAD, NO_IMAGES, picture, write_bad_files, write_bomb, write_deep, write_photos
 
 NETWORK = ModelConfig(embed_dim=12, depths=(1,), num_heads=(2,), window_size=4, attention_mask=0.5)
@@ -253,7 +252,7 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(
 ) -> None:
     for number in range(6):
         PIL.Image.fromarray(picture(21, 30, seed=number)).save(photos / f"more{number}.png")
-    output, write, writes = tmp_path / "results", denoising.write_image, []
+    output, write, writes = tmp_path / "results", image_pipeline.write_image, []
 
     def full_from_the_second(path: Path, *arguments: object) -> None:
         writes.append(path)
@@ -262,7 +261,7 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(
         write(path, *arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as full:
-        full.setattr(denoising, "write_image", full_from_the_second)
+        full.setattr(image_pipeline, "write_image", full_from_the_second)
         assert run(photos, output, weights) == 1
     err = capsys.readouterr().err
     assert "No space left on device" in err
@@ -336,7 +335,7 @@ def test_the_folder_of_a_run_is_a_model(weights: Path, tmp_path: Path) -> None:
     (folder / "weights.pth").write_bytes(weights.read_bytes())
     assert load_weights(str(folder)).config == NETWORK
     (folder / "best.pth").write_bytes(b"")
-    assert denoising.weights_path(str(folder)) == folder / "best.pth"
+    assert weights_path(str(folder)) == folder / "best.pth"
 
 
 def test_decoding_and_writing_overlap_the_network(
@@ -348,7 +347,7 @@ def test_decoding_and_writing_overlap_the_network(
     decoded, changed = [0], threading.Condition()
     ahead: list[int] = []
 
-    def watched_read(path: Path, **options: bool) -> images.DecodedImage:
+    def watched_read(path: Path, **options: bool) -> DecodedImage:
         image = read_image(path, **options)
         with changed:
             decoded[0] += 1
@@ -363,7 +362,7 @@ def test_decoding_and_writing_overlap_the_network(
         return restored(*arguments, **options)
 
     restored = denoising.denoise_pixels
-    monkeypatch.setattr(denoising, "read_image", watched_read)
+    monkeypatch.setattr(image_pipeline, "read_image", watched_read)
     monkeypatch.setattr(denoising, "denoise_pixels", watched_denoise)
     torch.manual_seed(0)
     outcome = denoise_files(MaskedSwinIR(NETWORK), photos, tmp_path / "results", DenoiseOptions(average=1))

@@ -15,9 +15,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from masked_swin import MaskedSwinIR, MaskKey, ModelConfig, save_checkpoint
 from masked_swin.train.cli import main
-from masked_swin.train.commands.denoise import load_weights
 from masked_swin.train.commands.evaluate import public_padding
 from masked_swin.train.perceptual import WEIGHTS, load_lpips
+from masked_swin.train.weights import load_weights
 from tests.support.image_files import picture
 
 NETWORK = ModelConfig(embed_dim=12, depths=(2,), num_heads=(2,), window_size=4, attention_mask=0.5)
