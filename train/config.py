@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jsonargparse import Namespace
+
 from masked_swin import PRESETS, ModelConfig
-from masked_swin.train.parser import Parser
+from masked_swin.train.parser import Parser, UsageError
 
 DEFAULT_PRESET = "published"
 
@@ -181,7 +183,10 @@ def parse_config(arguments: Sequence[str]) -> TrainConfig:
     """
     # The preset, from a flag or a file, sets the defaults of the network: it must be known before they are.
     quiet = [argument for argument in arguments if not argument.startswith("--print_config")]
-    parser = train_parser(train_parser().parse(quiet).preset)
+    before = train_parser().parse(quiet)
+    if not isinstance(before.network, Namespace):
+        raise UsageError(f"network: expected fields, such as `embed_dim: 60`, got {before.network}")
+    parser = train_parser(before.preset)
     fields = parser.instantiate(parser.parse(arguments)).as_dict()
     fields.pop("config")
     return TrainConfig(**fields)

@@ -49,8 +49,10 @@ class Parser(jsonargparse.ArgumentParser):
             raise UsageError(plain(str(error))) from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        unknown = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)", message)
-        if unknown is not None and "did you mean" not in message:  # an error in a file passes here twice
+        message = re.sub(r"Option '([\w.]+)' is not accepted", r"unknown key '\1'", message)
+        message = re.sub(r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"unknown key '\1.\2'", message)
+        unknown = re.search(r"unknown key '([\w.]+)'|unrecognized arguments: --([\w.]+)", message)
+        if unknown is not None and "did you mean" not in message:  # an error passes here twice
             known = [flag[2:] for action in self._actions for flag in action.option_strings if flag.startswith("--")]
             if close := difflib.get_close_matches(unknown[1] or unknown[2], known, n=1):
                 message = f"{message}; did you mean {close[0]}?"
@@ -69,6 +71,8 @@ def plain(message: str) -> str:
         return f"{key[1]}: {message[key.end() :].strip()}"
     if missing := re.search(r"arguments are required: (.*)", message):
         return f"missing: {missing[1]}"
+    if config := re.fullmatch(r"Unexpected config: (.*)", message, re.DOTALL):
+        return f"the configuration file holds {config[1] or 'nothing'}; expected fields, such as `preset: tiny`"
     return message
 
 

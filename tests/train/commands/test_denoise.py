@@ -4,10 +4,8 @@ import errno
 import json
 import os
 import re
-import resource
-import subprocess
-import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,12 @@ from masked_swin.train.commands import denoise as denoising
 from masked_swin.train.commands.denoise import DenoiseOptions, denoise_files
 from masked_swin.train.data import DecodedImage, read_image, to_array, to_tensor, to_uint8
 from masked_swin.train.weights import load_weights, weights_path
+from tests.support.faults import (
+    die_after_a_file_gets_its_name,
+    die_before_a_file_gets_its_name,
+    limit_file_size,
+    start_command,
+)
 from tests.support.image_files import BAD, NO_IMAGES, picture, write_bad_files, write_bomb, write_deep, write_photos
 
 NETWORK = ModelConfig(embed_dim=12, depths=(1,), num_heads=(2,), window_size=4, attention_mask=0.5)
@@ -201,25 +205,16 @@ def test_an_interrupted_run_goes_on(photos: Path, weights: Path, tmp_path: Path,
         assert (output / name).read_bytes() == (expected / name).read_bytes()
 
 
-@pytest.mark.parametrize("named", [False, True], ids=["before-the-name", "after-the-name"])
-def test_killed_while_writing(named: bool, photos: Path, weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", [die_before_a_file_gets_its_name, die_after_a_file_gets_its_name])
+def test_killed_while_writing(fault: Callable[[], None], photos: Path, weights: Path, tmp_path: Path) -> None:
     """A process that dies when a file gets its name leaves it whole or not there, and the next run goes on."""
     output = tmp_path / "results"
-    script = (
-        "import os, signal, sys\n"
-        "from masked_swin.train.cli import main\n"
-        "replace = os.replace\n"
-        "def killed(*names):\n"
-        f"    {named} and replace(*names)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "os.replace = killed\n"
-        "main(sys.argv[1:])\n"
-    )
     arguments = ["denoise", str(photos), "--output", str(output), "--model", str(weights)]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False, timeout=120)
-    assert done.returncode == -9
+    process = start_command(arguments, tmp_path / "printed", fault=fault)
+    process.join(120)
+    assert process.exitcode == -9
     visible = [name for name in results(output) if name[0] != "."]
-    assert visible == ["colour.png"] * named
+    assert visible == ["colour.png"] * (fault is die_after_a_file_gets_its_name)
     assert run(photos, output, weights) == 0
     assert results(output) == ["colour.png", "grey.tif", "trip/photo.JPG"], "what the killed one left is cleared away"
 
@@ -228,22 +223,13 @@ def test_a_limit_on_file_sizes_fails_the_large_file_only(photos: Path, weights: 
     """The system cuts a file short: it is named, nothing of it stays, the small ones are done."""
     PIL.Image.fromarray(picture(200, 200)).save(photos / "large.png")
     output = tmp_path / "results"
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    command = [sys.executable, "-m", "masked_swin.train", "denoise", str(photos), "--output", str(output)]
-    done = subprocess.run(
-        [*command, "--model", str(weights)],
-        preexec_fn=limit,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 1, done.stderr
-    assert re.search(r"^failed: .*large.png", done.stderr, re.MULTILINE)
-    assert "Traceback" not in done.stderr
+    arguments = ["denoise", str(photos), "--output", str(output), "--model", str(weights)]
+    process = start_command(arguments, tmp_path / "printed", fault=limit_file_size)
+    process.join(120)
+    printed = (tmp_path / "printed" / "stderr").read_text()
+    assert process.exitcode == 1, printed
+    assert re.search(r"^failed: .*large.png", printed, re.MULTILINE)
+    assert "Traceback" not in printed
     assert results(output) == ["colour.png", "grey.tif", "trip/photo.JPG"]
 
 
