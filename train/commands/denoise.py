@@ -141,7 +141,9 @@ def plan_files(source: Path, output: Path, journal: Journal, *, overwrite: bool)
     plan = Plan()
     for path in paths:
         target = output / path.relative_to(base)
-        if target.exists() and target.samefile(path):
+        if not path.exists():
+            plan.refused.append(f"{path}: link to no file")
+        elif target.exists() and target.samefile(path):
             plan.refused.append(f"{path}: the result would overwrite it through a link; choose another folder")
         elif not overwrite and journal.is_done(path, target):
             plan.done.append(target)
@@ -226,14 +228,23 @@ def denoise_pixels(
     Raises:
         ValueError: the network gives NaN or infinity, or the image is too small for it.
     """
-    pixels, device = image.pixels, next(model.parameters()).device
-    highest = float(np.iinfo(pixels.dtype).max)
+    height = len(image.pixels) // image.pages
+    result = np.empty((*image.pixels.shape[:2], 1 if image.grey else 3), dtype=image.pixels.dtype)
+    for top in range(0, len(result), height):
+        page = image._replace(pixels=image.pixels[top : top + height])
+        _denoise_page(model, page, options, tile, progress, result[top : top + height])
+    return result
+
+
+def _denoise_page(
+    model: MaskedSwinIR, image: DecodedImage, options: DenoiseOptions, tile: int, progress: Progress, result: np.ndarray
+) -> None:
+    pixels, white, device = image.pixels, image.white, next(model.parameters()).device
 
     def part(rows: slice, columns: slice) -> Tensor:
-        values = pixels[rows, columns].astype(np.float32) / np.float32(highest)
+        values = pixels[rows, columns].astype(np.float32) / np.float32(white)
         return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous().to(device)
 
-    result = np.empty((*pixels.shape[:2], 1 if image.grey else 3), dtype=pixels.dtype)
     bands = denoise_bands(
         model,
         part,
@@ -251,8 +262,8 @@ def denoise_pixels(
         values = band[0].permute(1, 2, 0).cpu().numpy()
         if image.grey:
             values = values @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
-        result[top : top + len(values)] = np.round(values * highest).astype(pixels.dtype)
-    return result
+        values = values * np.float32(white)
+        result[top : top + len(values)] = values if result.dtype == np.float32 else np.round(values)
 
 
 def _settings(model: MaskedSwinIR, options: DenoiseOptions) -> dict[str, object]:

@@ -164,6 +164,9 @@ def _pairs(
             sizes = (f"{one.pixels.shape[1]} x {one.pixels.shape[0]}" for one in (image, target))
             evaluation.failures.append(f"{images[name]}: of another size than {path} ({' and '.join(sizes)})")
             continue
+        if image.grey != target.grey:
+            grey, colour = (path, images[name]) if target.grey else (images[name], path)
+            evaluation.notes.append(f"{grey}: grey, compared with {colour} in colour")
         yield name, target.eight_bit, image
 
 

@@ -21,7 +21,16 @@ import PIL.Image
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from masked_swin.storage import atomic_write
-from masked_swin.train.data import LEVELS, NOISES, NotAnImageError, add_noise, image_paths, read_image, to_uint8
+from masked_swin.train.data import (
+    LEVELS,
+    NOISES,
+    NotAnImageError,
+    add_noise,
+    image_paths,
+    is_image_name,
+    read_image,
+    to_uint8,
+)
 from masked_swin.train.messages import report
 from masked_swin.train.parser import Parser, UsageError
 from masked_swin.train.progress import with_progress
@@ -116,15 +125,15 @@ def named_images(source: Path, below: Path | None = None) -> dict[str, Path]:
         ValueError: no file, or two that differ only in their ending.
     """
     found: dict[str, Path] = {}
-    for path in image_paths(source):
+    for path in sorted(image_paths(source), key=is_image_name, reverse=True):
         if below is not None and below.resolve() in path.resolve().parents:
             continue
         other = found.setdefault(image_name(path, source), path)
-        if other != path:
+        if other != path and is_image_name(path):  # but a text beside a picture may have its name
             raise ValueError(f"{other} and {path}: files that differ only in their ending; move one of them")
     if not found:
         raise ValueError(f"{source}: the folder holds no file")
-    return found
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def write_noisy(
@@ -220,7 +229,7 @@ def _copies(named: tuple[str, Path], *, output: Path, source: Path, specs: list[
     if image.alpha is not None:
         outcome.notes.append(f"{path}: transparency dropped")
     if image.pixels.dtype != np.uint8:
-        outcome.notes.append(f"{path}: 16 bits rounded to 8")
+        outcome.notes.append(f"{path}: {8 * image.pixels.itemsize} bits rounded to 8")
     clean = image.eight_bit[..., :1] if image.grey else image.eight_bit
     source_digest = hashlib.sha256(path.read_bytes()).hexdigest()
     for noise, level in specs:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from masked_swin.memory import available_memory
-from masked_swin.train.data.images import DecodedImage, image_paths, read_image
+from masked_swin.train.data.decoded_image import DecodedImage
+from masked_swin.train.data.images import image_paths, read_image
 from masked_swin.train.data.pixel_store import GIB, PixelStore, open_map
 from masked_swin.train.progress import progress_bar
 
@@ -113,6 +114,8 @@ def _try_read(path: Path) -> DecodedImage | ValueError:
 
 
 def _identity(path: Path) -> list[str | int]:
+    if not path.exists():  # a link to no file
+        return [str(path)]
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 

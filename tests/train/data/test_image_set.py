@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     corrupt = bytearray((tmp_path / "a_rgb.png").read_bytes())
     corrupt[len(corrupt) // 2] ^= 0xFF
     (tmp_path / "corrupt.png").write_bytes(corrupt)
-    PIL.Image.fromarray(np.zeros((24, 32), dtype=np.float32)).save(tmp_path / "float.tif")
+    PIL.Image.fromarray(np.full((24, 32), np.nan, dtype=np.float32)).save(tmp_path / "float.tif")
     header = b"IHDR" + struct.pack(">2I5B", 60_000, 60_000, 8, 2, 0, 0, 0)
     checksum = struct.pack(">I", zlib.crc32(header))
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum)
