@@ -1,4 +1,4 @@
-"""`masked-swin doctor`: what runs here, why the rest does not, and whether what runs is right. Needs no extra."""
+"""`masked-swin doctor`: which backends run here, why the others do not, and a self-test. Needs no extra packages."""
 
 import argparse
 import os
@@ -30,7 +30,7 @@ from masked_swin.kernels import (
 from masked_swin.memory import available_memory
 
 SECONDS = 10.0
-# Of the processors' flags, those that the kernels or PyTorch's matrix products use.
+# The processor flags that the kernels or PyTorch's matrix products use.
 _FLAGS = (
     "avx2",
     "fma",
@@ -45,7 +45,7 @@ _FLAGS = (
     "bf16",
 )
 _BF16_DOT_PRODUCTS = {"avx512_bf16", "amx_bf16", "bf16"}
-# float32 against float64, relative to the norm: rounding leaves 1e-6 at most, a wrong kernel far more than this.
+# Error of float32 against float64, relative to the norm: rounding leaves at most 1e-6, a wrong kernel far more.
 TOLERANCE = 1e-5
 
 # One 64 x 64 image, as wide as the published network, 75 % masked, shifted windows.
@@ -54,7 +54,10 @@ CHANNELS, HEADS, HIDDEN = 60, 6, 120
 
 
 class Trial(NamedTuple):
-    """One backend on its device: the error of output and gradients against the float64 reference, or why none."""
+    """One backend on its device: the largest error of output and gradients against the float64 reference.
+
+    `why_not` is the reason why it was not tested.
+    """
 
     operation: str
     backend: str
@@ -68,13 +71,13 @@ class Trial(NamedTuple):
         return self.why_not is not None or self.error < TOLERANCE  # a NaN is not
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run `doctor` with its own arguments; exit code 1 where a backend computes something wrong."""
+def run(arguments: Sequence[str]) -> int:
+    """Print the report and the self-test; return 1 if a backend computes something wrong, else 0."""
     parser = argparse.ArgumentParser(prog="masked-swin doctor", description="What runs on this machine, and how well.")
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="for the self-test; 0 leaves it out (default: %(default)g)"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(list(arguments))
     print(report(), flush=True)
     if options.seconds <= 0:
         return 0
@@ -84,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def report() -> str:
-    """Versions, processor, memory, and each kernel backend with the reason why it cannot run."""
+    """Describe versions, processor and memory, and each kernel backend with the reason why it cannot run."""
     lines = ["versions"]
     lines += [f"  {name:12} {text}" for name, text in _versions().items()]
     library = f"loaded, {CPU_LIBRARY.instruction_set}" if CPU_LIBRARY.loaded else f"not loaded: {CPU_LIBRARY.why_not}"
@@ -110,10 +113,10 @@ def report() -> str:
 
 
 def self_test(seconds: float = SECONDS) -> list[Trial]:
-    """Each backend that can run against the reference in float64, and its time where it is right.
+    """Compare each backend that can run with the float64 reference, and time it if it is right.
 
-    Forward and backward with gradients of all inputs. Times are medians of rounds in which all backends of an operation
-    take turns, until about `seconds` are over.
+    Both run forward and backward with gradients of all inputs. The backends take turns for about `seconds`; times are
+    medians.
     """
     started = time.monotonic()
     operations = {
@@ -130,14 +133,14 @@ def self_test(seconds: float = SECONDS) -> list[Trial]:
             if run is not None and trial.right:
                 runs[len(trials)] = run
             trials.append(trial)
-    times: dict[int, list[float]] = {place: [] for place in runs}
+    times: dict[int, list[float]] = {index: [] for index in runs}
     while runs and (time.monotonic() - started < seconds or not min(map(len, times.values()))):
-        for place, run in runs.items():
+        for index, run in runs.items():
             before = time.perf_counter()
             run()
-            times[place].append(time.perf_counter() - before)
-    for place, values in times.items():
-        trials[place] = trials[place]._replace(milliseconds=1e3 * statistics.median(values))
+            times[index].append(time.perf_counter() - before)
+    for index, values in times.items():
+        trials[index] = trials[index]._replace(milliseconds=1e3 * statistics.median(values))
     return trials
 
 
@@ -147,17 +150,17 @@ Case = tuple[Callable[..., Tensor], list[Tensor]]  # function of the inputs and 
 def _attention() -> Case:
     generator = torch.Generator().manual_seed(0)
     visible = _visible(generator)
-    shape = (len(visible.index), HEADS, CHANNELS // HEADS)
+    shape = (len(visible.token_index), HEADS, CHANNELS // HEADS)
     sizes = [shape, shape, shape, (15 * 15, HEADS), (3, *shape[1:])]
     inputs = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
 
     def run(q: Tensor, k: Tensor, v: Tensor, table: Tensor, shared: Tensor, backend: str) -> Tensor:
         bias = relative_position_bias(table, WINDOWS.window)
-        masked = (shared[0], shared[1], shared[2])
+        shared_qkv = (shared[0], shared[1], shared[2])
         here = _on(visible, q.device)
-        unused = len(here.index) - len(q)  # on devices the list has room for every token
+        unused = len(here.token_index) - len(q)  # on a GPU the list has room for every token
         q, k, v = (torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, unused)) for rows in (q, k, v))
-        return window_attention(q, k, v, bias, scale=0.3, visible=here, masked=masked, backend=backend)
+        return window_attention(q, k, v, bias, scale=0.3, visible=here, shared_qkv=shared_qkv, backend=backend)
 
     return run, inputs
 
@@ -180,7 +183,7 @@ def _block() -> Case:
 
 def _embedding() -> Case:
     generator = torch.Generator().manual_seed(0)
-    # Few: in float32 even PyTorch's sums over pixels lose digits where thousands of them are the same.
+    # 10 %: in float32 even PyTorch's sums lose digits where thousands of pixels are equal.
     masked = torch.rand(1, WINDOWS.height, WINDOWS.width, generator=generator) < 0.1
     image = torch.rand(1, 3, WINDOWS.height, WINDOWS.width, generator=generator, dtype=torch.float64)
     sizes = [(CHANNELS, 3, 1, 1), *[(CHANNELS,)] * 3]
@@ -284,7 +287,7 @@ def _versions() -> dict[str, str]:
 
 
 def _processor() -> tuple[str, set[str]]:
-    """Name and flags, as Linux tells them."""
+    """Return name and flags, as Linux tells them."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
