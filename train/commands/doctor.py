@@ -91,6 +91,8 @@ def report() -> str:
     lines = ["versions"]
     lines += [f"  {name:12} {text}" for name, text in _versions().items()]
     library = f"loaded, {CPU_LIBRARY.instruction_set}" if CPU_LIBRARY.loaded else f"not loaded: {CPU_LIBRARY.why_not}"
+    if not CPU_LIBRARY.loaded:
+        library += "; with a C++ compiler: pip install --no-cache-dir --force-reinstall masked-swin"
     model, flags = _processor()
     dot_products = sorted(_BF16_DOT_PRODUCTS & flags)
     lines += [
