@@ -1,39 +1,49 @@
-"""Which backend computes an operation: the first that can, or the one named, with every reason when none can."""
+"""The registry: the backends of every operation, and the choice among them.
 
-import os
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+A backend is a folder or a file of this package that exports `BACKENDS`; `__init__.py` collects them. Contracts call
+`choose`, and name no backend.
+"""
+
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
 
-TRITON_INSTALLED = find_spec("triton") is not None
-TRITON_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"  # then Triton runs its kernels on CPU tensors
+def _always() -> str | None:
+    return None
 
 
 class Backend(NamedTuple):
-    """One way to compute an operation. `run` and `why_not` take the operation's inputs (a NamedTuple)."""
+    """One way to compute one operation.
 
+    Attributes:
+        operation: the name of the operation, as "window_attention".
+        name: the name of the backend, as users write it in `backend=`.
+        run: computes the operation from its inputs, a NamedTuple of the contract's file.
+        why_not: the reason why it cannot take these inputs, or None.
+        unavailable: the reason why it cannot run on this machine at all, or None.
+    """
+
+    operation: str
     name: str
     run: Callable[[Any], Any]
-    why_not: Callable[[Any], str | None]  # why it cannot take these inputs
-    unavailable: Callable[[], str | None] = lambda: None  # why it cannot run on this machine at all
+    why_not: Callable[[Any], str | None]
+    unavailable: Callable[[], str | None] = _always
 
 
-# per operation, fastest first
-REGISTRY: dict[str, list[Backend]] = {
-    "window_attention": [],
-    "swin_block": [],
-    "pixel_embedding": [],
-    "convolution": [],
-}
+REGISTRY: dict[str, list[Backend]] = {}  # the backends of each operation, fastest first
+
+
+def collect(backends: Iterable[Backend]) -> None:
+    """Add backends to the registry, after those that are there."""
+    for backend in backends:
+        REGISTRY.setdefault(backend.operation, []).append(backend)
 
 
 def choose(operation: str, inputs: NamedTuple, name: str | None) -> Backend:
     """Return the named backend or, without a name, the first that can run.
 
-    Raises ValueError with all the reasons if none can, or if the named one does not exist or cannot.
+    Raises:
+        ValueError: if none can run, with all the reasons; if the named one does not exist or cannot run.
     """
     reasons = []
     for backend in REGISTRY[operation]:
@@ -49,32 +59,11 @@ def choose(operation: str, inputs: NamedTuple, name: str | None) -> Backend:
     raise ValueError(f"{operation} cannot run: " + "; ".join(reasons))
 
 
+def run_empty(operation: str, inputs: NamedTuple) -> Any:
+    """Compute an operation on 0 images or windows: empty results, and gradients of 0 for the weights."""
+    return next(backend for backend in REGISTRY[operation] if backend.name == "reference").run(inputs)
+
+
 def backend_report() -> list[tuple[str, str, str | None]]:
     """(operation, backend, why it cannot run on this machine or None) for every backend, fastest first."""
     return [(operation, b.name, b.unavailable()) for operation, backends in REGISTRY.items() for b in backends]
-
-
-def not_float32(tensors: Sequence[Tensor]) -> str | None:
-    """Why a float32 kernel of the CPU cannot take these: autocast converts other dtypes, but not float64."""
-    autocast = torch.is_autocast_enabled("cpu")
-    for tensor in tensors:
-        if tensor.dtype == torch.float64 or (tensor.dtype != torch.float32 and not autocast):
-            return f"needs float32, got {tensor.dtype}"
-    return None
-
-
-def triton_unavailable() -> str | None:
-    if not TRITON_INSTALLED:
-        return "the package triton is not installed"
-    if not TRITON_INTERPRETS and not torch.cuda.is_available():
-        return "PyTorch sees no NVIDIA or AMD device here"
-    return None
-
-
-def triton_cannot_take(tensor: Tensor) -> str | None:
-    """Why no Triton kernel can take this tensor, whatever it computes."""
-    if tensor.device.type != "cuda" and not TRITON_INTERPRETS:
-        return f"needs a CUDA tensor, got one on {tensor.device}"
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"needs float32, bfloat16 or float16, got {tensor.dtype}"
-    return None

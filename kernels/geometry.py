@@ -8,13 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+NORM_EPSILON = 1e-5  # of every LayerNorm, as in the public code
+
 
 class Windows(NamedTuple):  # of which torch.compile can compare two with symbolic sizes
     """How one padded image is cut into windows.
 
-    A window `w` of the shifted image holds, at its position `n`, the image token `token_order(windows)[w, n]`; no
-    rolled copy of the image is ever needed. `shift` moves the windows down and right by that many pixels, wrapping
-    around (Swin's cyclic shift: `torch.roll(x, (-shift_h, -shift_w))` followed by a partition).
+    Window `w` of the shifted image holds the image token `token_order(windows)[w, n]` at its position `n`. No rolled
+    copy of the image is needed. `shift` moves the windows down and right by that many tokens, with wrap-around: Swin's
+    cyclic shift, `torch.roll(x, (-shift_h, -shift_w))` followed by a partition.
     """
 
     height: int
@@ -36,6 +38,11 @@ class Windows(NamedTuple):  # of which torch.compile can compare two with symbol
     def count(self) -> int:  # type: ignore[override]
         """Windows of one image."""
         return (self.height // self.window[0]) * (self.width // self.window[1])
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """(height, width, window height, window width, shift height, shift width): the arguments of operators."""
+        return (self.height, self.width, *self.window, *self.shift)
 
     def check(self) -> "Windows":
         """Return self, with tuples; raise ValueError if the windows do not tile the image or the shift leaves them."""
@@ -67,18 +74,18 @@ def _combine(rows: Tensor, columns: Tensor, windows: Windows, stride: int) -> Te
 
 
 def token_order(windows: Windows, device: torch.device | str | None = None) -> Tensor:
-    """(W, N) int64: the image token (row * width + column) at each place of each window."""
+    """(W, N) int64: the image token, y * width + x, at each position of each window."""
     rows = (torch.arange(windows.height, device=device) + windows.shift[0]) % windows.height
     columns = (torch.arange(windows.width, device=device) + windows.shift[1]) % windows.width
     return _combine(rows, columns, windows, windows.width)
 
 
 def shift_regions(windows: Windows, device: torch.device | str | None = None) -> Tensor:
-    """(W, N) int64: which of Swin's 9 regions each place lies in; tokens of different regions are no neighbours."""
+    """(W, N) int64: the shift region, 0 to 8, of each position. Tokens of different regions were no neighbours."""
     # SwinIR cuts the shifted image at -window and at -shift: only the last window of a row or column is mixed.
     rows, columns = (
-        (place >= extent - window).long() + ((place >= extent - shift) & (shift > 0)).long()
-        for place, extent, window, shift in (
+        (line >= extent - window).long() + ((line >= extent - shift) & (shift > 0)).long()
+        for line, extent, window, shift in (
             (torch.arange(windows.height, device=device), windows.height, windows.window[0], windows.shift[0]),
             (torch.arange(windows.width, device=device), windows.width, windows.window[1], windows.shift[1]),
         )
@@ -87,7 +94,7 @@ def shift_regions(windows: Windows, device: torch.device | str | None = None) ->
 
 
 def shift_mask(windows: Windows, device: torch.device | str | None = None) -> Tensor:
-    """(W, N, N) float32: -100 between places of different shift regions, else 0: SwinIR's `attn_mask` buffer."""
+    """(W, N, N) float32: -100 between positions of different shift regions, else 0; SwinIR's `attn_mask` buffer."""
     regions = shift_regions(windows, device)
     return (regions[:, :, None] != regions[:, None, :]).float() * -100.0
 

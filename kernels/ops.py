@@ -1,7 +1,8 @@
-"""The registered operators: schema, shape function, gradient and autocast, once for every native backend.
+"""The registered operators: schema, shape function, gradient and autocast of each operation, once for all backends.
 
-Flat tensors only, so that torch.compile, torch.export and opcheck see through them. Contracts are with the public
-functions, in the files of their names.
+A backend that computes outside of PyTorch's operators calls `register`. Its operator is masked_swin::OPERATION_BACKEND,
+with flat arguments, so that torch.compile, torch.export and opcheck see through it. The arguments come from the method
+`arguments` of the operation's inputs. Contracts are in the files of the operations.
 """
 
 from collections.abc import Callable
@@ -10,176 +11,271 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import register_autocast, register_autograd, register_fake
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.autograd import forward_ad
+from torch.library import register_autocast, register_autograd, register_fake, register_vmap
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-# backend -> the operations it has, and the dtype that its operators compute in under autocast (None: what they get)
-NATIVE_BACKENDS: dict[str, tuple[tuple[str, ...], torch.dtype | None]] = {
-    "cpu": (("window_attention", "swin_block", "convolution"), torch.float32),
-    "triton": (("window_attention", "swin_block", "pixel_embedding"), None),
-}
-_TRITON_MODULES = {
-    "window_attention": "triton.window_attention",
-    "swin_block": "triton.swin_block",
-    "pixel_embedding": "triton.pixel_embedding",
-}
-
-_ATTENTION = (
-    "Tensor q, Tensor k, Tensor v, Tensor bias, Tensor? masked, Tensor? offsets, Tensor? position, Tensor? regions, "
-    "Tensor? window_mask, float scale"
-)
-# weights: the first 13 of SwinBlockWeights; keep: (B, H * W), True = visible
-_BLOCK = (
-    "Tensor x, Tensor[] weights, Tensor? mask_token, Tensor? keep, Tensor? drop_path_scale, "
-    "int window_height, int window_width, int shift_height, int shift_width, int mode, bool bf16"
-)
-# seed, draw, sample: of the noise, which is added where they are given; masked: (B, height, width) of the padded image
-_EMBEDDING = (
-    "Tensor image, Tensor? seed, Tensor? draw, Tensor? sample, Tensor? masked, Tensor mean, "
-    "Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, "
-    "SymInt height, SymInt width, float sigma, float image_range, float mask_value, bool image_gradient"
-)
+_KEY = "Tensor seed, Tensor draw, Tensor sample"
+_WINDOW = "int window_height, int window_width, int shift_height, int shift_width"
+_GEOMETRY = f"SymInt height, SymInt width, {_WINDOW}"
 
 
-class _Operator(NamedTuple):
-    """Forward and backward: schema results, shape functions, and the gradients of the forward's inputs."""
+class Gradient(NamedTuple):
+    """The backward operator, whose arguments are grad_out and those of the forward operator."""
+
+    results: str
+    fake: Callable[..., Any]
+    of_inputs: Callable[..., Any]  # (arguments of the forward, results of the backward) -> a gradient per argument
+
+
+class Operation(NamedTuple):
+    """What the operators of one operation share."""
 
     arguments: str
-    backward_result: str
-    fake: Callable[..., Any]
-    backward_fake: Callable[..., Any]
-    to_gradients: Callable[..., Any]  # (forward inputs, results of the backward) -> one gradient per input
+    results: str
+    fake: Callable[..., Any]  # makes the results' shapes
+    gradient: Gradient | None = None
 
 
-def _attention_fake(q, k, v, bias, masked, offsets, position, regions, window_mask, scale):  # type: ignore
+def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
+
+
+def _attention_fake(q, k, v, bias, shared_qkv, offsets, position, regions, window_mask, scale):  # type: ignore
     heads, queries, _ = bias.shape
     windows = q.shape[0] if offsets is None else offsets.shape[0] - 1
-    shape = q.shape if masked is None and q.dim() == 3 else (windows, queries, heads, q.shape[-1])
+    shape = q.shape if shared_qkv is None and q.dim() == 3 else (windows, queries, heads, q.shape[-1])
     return q.new_empty(shape)
 
 
-def _attention_backward_fake(grad_out, q, k, v, bias, masked, *rest):  # type: ignore
-    like = [tensor.new_empty(tensor.shape) for tensor in (q, k, v, bias)]
-    return (*like, q.new_empty((0,)) if masked is None else masked.new_empty(masked.shape))
+def _attention_backward_fake(grad_out, q, k, v, bias, shared_qkv, *rest):  # type: ignore
+    d_shared = q.new_empty((0,)) if shared_qkv is None else shared_qkv.new_empty(shared_qkv.shape)
+    return (*_like(q, k, v, bias), d_shared)
 
 
-def _attention_gradients(inputs, grads):  # type: ignore
-    dq, dk, dv, d_bias, d_masked = grads
-    return dq, dk, dv, d_bias, None if inputs[4] is None else d_masked, None, None, None, None, None
+def _attention_gradients(arguments, grads):  # type: ignore
+    _q, _k, _v, _bias, shared_qkv, *fixed = arguments
+    dq, dk, dv, d_bias, d_shared = grads
+    return dq, dk, dv, d_bias, None if shared_qkv is None else d_shared, *(None for _ in fixed)
 
 
 def _block_backward_fake(grad_out, x, weights, mask_token, *rest):  # type: ignore
-    tensors = [x, *weights] if mask_token is None else [x, *weights, mask_token]
-    return [tensor.new_empty(tensor.shape) for tensor in tensors]
+    return list(_like(x, *weights) if mask_token is None else _like(x, *weights, mask_token))
 
 
-def _block_gradients(inputs, grads):  # type: ignore
-    d_token = None if inputs[2] is None else grads[14]
-    return grads[0], grads[1:14], d_token, *(None,) * 8
+def _block_gradients(arguments, grads):  # type: ignore
+    _x, _weights, mask_token, *fixed = arguments
+    dx, *d_weights = grads
+    d_token = None if mask_token is None else d_weights.pop()
+    return dx, d_weights, d_token, *(None for _ in fixed)
 
 
-def _convolution_fake(x, weight, bias):  # type: ignore
-    return x.new_empty((*x.shape[:3], weight.shape[0]))
+def _embedding_fake(  # type: ignore
+    image, seed, draw, sample, input_mask, mean, weight, bias, norm_weight, norm_bias, height, width, *rest
+):
+    return norm_weight.new_empty(image.shape[0], height, width, bias.shape[0])
 
 
-def _convolution_backward_fake(grad_y, *inputs):  # type: ignore
-    return tuple(tensor.new_empty(tensor.shape) for tensor in inputs)
+def _embedding_backward_fake(  # type: ignore
+    grad_out, image, seed, draw, sample, input_mask, mean, weight, bias, norm_weight, norm_bias, *rest
+):
+    *_, image_gradient = rest
+    d_image = image.new_empty(image.shape if image_gradient else (0,))
+    return (d_image, *_like(weight, bias, norm_weight, norm_bias))
 
 
-def _embedding_fake(image, seed, draw, sample, masked, mean, weight, bias, norm_weight, norm_bias, *rest):  # type: ignore
-    return norm_weight.new_empty(image.shape[0], *rest[:2], bias.shape[0])
+def _embedding_gradients(arguments, grads):  # type: ignore
+    *_, image_gradient = arguments
+    d_image, *d_weights = grads
+    key_mask_and_mean, numbers = (None,) * 5, (None,) * 6
+    return d_image if image_gradient else None, *key_mask_and_mean, *d_weights, *numbers
 
 
-def _embedding_backward_fake(grad_out, image, seed, draw, sample, masked, mean, *rest):  # type: ignore
-    d_image = image.new_empty(image.shape if rest[-1] else (0,))
-    return (d_image, *(tensor.new_empty(tensor.shape) for tensor in rest[:4]))
+def _visible_fake(keep, height, width, window_height, window_width, shift_height, shift_width):  # type: ignore
+    tokens, size = keep.numel(), window_height * window_width
+
+    def new(*shape: Any, dtype: torch.dtype) -> Tensor:
+        return keep.new_empty(shape, dtype=dtype)
+
+    return (
+        new(tokens, dtype=torch.int64),
+        new(tokens, dtype=torch.int32),
+        new(tokens // size + 1, dtype=torch.int32),
+        new(tokens // size, size, dtype=torch.bool),
+        new(height * width // size if shift_height or shift_width else 0, size, dtype=torch.int32),
+    )
 
 
-def _embedding_gradients(inputs, grads):  # type: ignore
-    return grads[0] if inputs[-1] else None, *(None,) * 5, *grads[1:], *(None,) * 6
-
-
-_OPERATORS = {
-    "window_attention": _Operator(
-        _ATTENTION,
-        "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+OPERATIONS = {
+    "window_attention": Operation(
+        "Tensor q, Tensor k, Tensor v, Tensor bias, Tensor? shared_qkv, Tensor? offsets, Tensor? position, "
+        "Tensor? regions, Tensor? window_mask, float scale",
+        "Tensor",
         _attention_fake,
-        _attention_backward_fake,
-        _attention_gradients,
+        Gradient("(Tensor, Tensor, Tensor, Tensor, Tensor)", _attention_backward_fake, _attention_gradients),
     ),
-    "swin_block": _Operator(
-        _BLOCK, "Tensor[]", lambda x, *rest: x.new_empty(x.shape), _block_backward_fake, _block_gradients
+    # weights: those of SwinBlockWeights but mask_token, in their order; dtype: of the operands of products
+    "swin_block": Operation(
+        "Tensor x, Tensor[] weights, Tensor? mask_token, Tensor? keep, Tensor? drop_path_scale, "
+        f"{_WINDOW}, int mode, ScalarType dtype",
+        "Tensor",
+        lambda x, *rest: x.new_empty(x.shape),
+        Gradient("Tensor[]", _block_backward_fake, _block_gradients),
     ),
-    "convolution": _Operator(
+    "convolution": Operation(
         "Tensor x, Tensor weight, Tensor bias",
-        "(Tensor, Tensor, Tensor)",
-        _convolution_fake,
-        _convolution_backward_fake,
-        lambda inputs, grads: grads,
+        "Tensor",
+        lambda x, weight, bias: x.new_empty((*x.shape[:3], weight.shape[0])),
+        Gradient("(Tensor, Tensor, Tensor)", lambda grad_out, *inputs: _like(*inputs), lambda arguments, grads: grads),
     ),
-    "pixel_embedding": _Operator(
-        _EMBEDDING,
-        "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+    # seed, draw, sample: of the noise; None without noise
+    "pixel_embedding": Operation(
+        "Tensor image, Tensor? seed, Tensor? draw, Tensor? sample, Tensor? input_mask, Tensor mean, "
+        "Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, SymInt height, SymInt width, "
+        "float sigma, float image_range, float mask_value, bool image_gradient",
+        "Tensor",
         _embedding_fake,
-        _embedding_backward_fake,
-        _embedding_gradients,
+        Gradient("(Tensor, Tensor, Tensor, Tensor, Tensor)", _embedding_backward_fake, _embedding_gradients),
+    ),
+    "random_words": Operation(
+        f"{_KEY}, SymInt first, SymInt count, int first_head, int heads",
+        "Tensor",
+        lambda seed, draw, sample, first, count, first_head, heads: sample.new_empty((sample.shape[0], heads, count)),
+    ),
+    "token_mask": Operation(
+        f"{_KEY}, Tensor percent, {_GEOMETRY}, int heads, bool exact",
+        "Tensor",
+        lambda seed, draw, sample, percent, height, width, wh, ww, sh, sw, heads, exact: sample.new_empty(
+            (sample.shape[0], heads, height * width), dtype=torch.bool
+        ),
+    ),
+    "normal": Operation(
+        f"{_KEY}, SymInt channels, SymInt pixels",
+        "Tensor",
+        lambda seed, draw, sample, channels, pixels: sample.new_empty(
+            (sample.shape[0], channels, pixels), dtype=torch.float32
+        ),
+    ),
+    "visible_tokens": Operation(
+        f"Tensor keep, {_GEOMETRY}",
+        "(Tensor token_index, Tensor position, Tensor offsets, Tensor keep_of_segments, Tensor regions)",
+        _visible_fake,
     ),
 }
-# Triton has products in every dtype of autocast.
-_OPERATORS["swin_block_triton"] = _OPERATORS["swin_block"]._replace(
-    arguments=_BLOCK.replace("bool bf16", "ScalarType dtype")
-)
 
 
-def define(operator: str, schema: str, fake: Callable[..., Any]) -> None:
-    """Make masked_swin::operator known, with the function that makes its results' shapes."""
-    torch.library.define(f"masked_swin::{operator}", schema, tags=(torch.Tag.pt2_compliant_tag,))
-    register_fake(f"masked_swin::{operator}")(fake)
+def register(
+    operation: str,
+    backend: str,
+    *,
+    module: str | None = None,
+    forward: str = "forward",
+    backward: str = "backward",
+    autocast: torch.dtype | None = None,
+) -> Callable[[Any], Any]:
+    """Register the operator masked_swin::OPERATION_BACKEND and, if it has a gradient, ..._BACKEND_backward.
+
+    Args:
+        module: the module whose functions `forward` and `backward` compute it, imported at the first call. None: a
+            C++ library brings the implementation.
+        autocast: the dtype that the operator gets its tensors in under CPU autocast. None: those of the caller.
+
+    Returns:
+        The `run` of a Backend: calls the operator with `inputs.arguments()`.
+    """
+    schema = OPERATIONS[operation]
+    name = f"{operation}_{backend}"
+    _define(name, f"({schema.arguments}) -> {schema.results}", schema.fake)
+    if module is not None:
+        _implement(name, module, forward)
+    if schema.gradient is not None:
+        backward_schema = f"(Tensor grad_out, {schema.arguments}) -> {schema.gradient.results}"
+        _define(f"{name}_backward", backward_schema, schema.gradient.fake)
+        _differentiate(name, schema.gradient)
+        if module is not None:
+            _implement(f"{name}_backward", module, backward)
+    if autocast is not None:
+        register_autocast(f"masked_swin::{name}", "cpu", autocast)
+    operator = getattr(torch.ops.masked_swin, name)
+    _add_vmap(name)
+
+    def run(inputs: Any) -> Any:
+        arguments = inputs.arguments()
+        if schema.gradient is not None and not torch.compiler.is_compiling():
+            _refuse_transforms(operation, backend, arguments)
+        return operator(*arguments)
+
+    return run
 
 
-def implement_in_triton(operator: str, function: str) -> None:
-    """Compute masked_swin::operator by a "module.function" of this package, which is imported when it is first used."""
-    module, _, name = function.rpartition(".")
-
-    def run(*inputs: Any) -> Any:
-        return getattr(import_module(f".{module}", __package__), name)(*inputs)
-
-    torch.library.impl(f"masked_swin::{operator}", ("cuda", "cpu"), run)  # the CPU for Triton's interpreter
+def _define(name: str, schema: str, fake: Callable[..., Any]) -> None:
+    torch.library.define(f"masked_swin::{name}", schema, tags=(torch.Tag.pt2_compliant_tag,))
+    register_fake(f"masked_swin::{name}")(fake)
 
 
-def _register(name: str, operator: _Operator, backend: str, autocast: torch.dtype | None) -> None:
-    forward, backward = f"{name}_{backend}", f"{name}_{backend}_backward"
-    define(forward, f"({operator.arguments}) -> Tensor", operator.fake)
-    backward_schema = f"(Tensor grad_out, {operator.arguments}) -> {operator.backward_result}"
-    define(backward, backward_schema, operator.backward_fake)
-    run_backward = getattr(torch.ops.masked_swin, backward)
+def _implement(name: str, module: str, function: str) -> None:
+    def run(*arguments: Any) -> Any:
+        return getattr(import_module(module), function)(*arguments)
 
-    # Inputs may be lists of tensors, which save_for_backward does not take.
+    torch.library.impl(f"masked_swin::{name}", ("cuda", "cpu"), run)  # the CPU for interpreters of device kernels
+
+
+def _differentiate(name: str, gradient: Gradient) -> None:
+    run_backward = getattr(torch.ops.masked_swin, f"{name}_backward")
+
+    # Arguments may be lists of tensors, which save_for_backward does not take.
     def save(ctx, inputs, output):  # type: ignore
         flat, ctx.structure = tree_flatten(inputs)
         ctx.save_for_backward(*(leaf for leaf in flat if isinstance(leaf, Tensor)))
         ctx.others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in flat]
 
-    def gradient(ctx, grad_out):  # type: ignore
+    def differentiate(ctx, grad_out):  # type: ignore
         tensors = iter(ctx.saved_tensors)
-        inputs = tree_unflatten([next(tensors) if o is None else o[0] for o in ctx.others], ctx.structure)
-        return operator.to_gradients(inputs, run_backward(grad_out, *inputs))
+        arguments = tree_unflatten([next(tensors) if o is None else o[0] for o in ctx.others], ctx.structure)
+        return gradient.of_inputs(arguments, run_backward(grad_out, *arguments))
 
     def refuse(ctx, *grads):  # type: ignore
+        operation, _, backend = name.rpartition("_")
         raise RuntimeError(
-            f"masked_swin: {name} of backend '{backend}' has no second derivative; "
+            f"masked_swin: {operation} of backend '{backend}' has no second derivative; "
             "pass backend='reference' to differentiate twice"
         )
 
-    register_autograd(f"masked_swin::{forward}", gradient, setup_context=save)
-    register_autograd(f"masked_swin::{backward}", refuse, setup_context=lambda ctx, inputs, output: None)
-    if autocast is not None:
-        register_autocast(f"masked_swin::{forward}", "cpu", autocast)
-    if backend == "triton":
-        implement_in_triton(forward, f"{_TRITON_MODULES[name]}.forward")
-        implement_in_triton(backward, f"{_TRITON_MODULES[name]}.backward")
+    register_autograd(f"masked_swin::{name}", differentiate, setup_context=save)
+    register_autograd(f"masked_swin::{name}_backward", refuse, setup_context=lambda ctx, inputs, output: None)
 
 
-for _backend, (_names, _autocast) in NATIVE_BACKENDS.items():
-    for _name in _names:
-        _register(_name, _OPERATORS.get(f"{_name}_{_backend}", _OPERATORS[_name]), _backend, _autocast)
+def _refuse_transforms(operation: str, backend: str, arguments: tuple[object, ...]) -> None:
+    """Raise where PyTorch would leave out a derivative without a word, or give an error of its own.
+
+    Raises:
+        RuntimeError: in forward mode, where the tangents would get lost, and under torch.func's reverse mode.
+    """
+    interpreters = torch._C._functorch.get_interpreter_stack() or ()
+    reverse = any(interpreter.key() == torch._C._functorch.TransformType.Grad for interpreter in interpreters)
+    forward = forward_ad._current_level >= 0 and any(
+        isinstance(leaf, Tensor) and forward_ad.unpack_dual(leaf).tangent is not None for leaf in tree_leaves(arguments)
+    )
+    if reverse or forward:
+        missing = "forward-mode derivative" if forward else "derivative under torch.func.grad, vjp and jacrev"
+        raise RuntimeError(
+            f"masked_swin: {operation} of backend '{backend}' has no {missing}; "
+            "pass backend='reference', or use torch.autograd"
+        )
+
+
+def _add_vmap(name: str) -> None:
+    """Under torch.vmap the operator is called once for each index of the mapped dimension."""
+    operator = getattr(torch.ops.masked_swin, name)
+
+    def call_each(info, in_dims, *arguments):  # type: ignore
+        def select(index: int) -> Any:
+            return tree_map(lambda leaf, dim: leaf if dim is None else leaf.select(dim, index), arguments, in_dims)
+
+        results = [operator(*select(index)) for index in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        return type(results[0])(stacked), type(results[0])([0] * len(stacked))
+
+    register_vmap(f"masked_swin::{name}", call_each)

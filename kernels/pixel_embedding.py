@@ -1,17 +1,12 @@
-"""The embedding of pixels, image to features: noise, input mask, reflection to whole windows, convolution, norm."""
+"""The operation `pixel_embedding`, image to features: noise, input mask, reflection, convolution and LayerNorm."""
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .backends import REGISTRY, Backend, choose, triton_cannot_take, triton_unavailable
-from .convolution import convolution
-from .noise import Noise, gaussian_noise
-
-EPSILON = 1e-5
-MAX_IMAGE_CHANNELS, MAX_CHANNELS = 4, 256  # of the Triton kernel
+from .backends import choose, run_empty
+from .checks import require_tensor
+from .noise import Noise
 
 
 class EmbeddingWeights(NamedTuple):
@@ -24,17 +19,23 @@ class EmbeddingWeights(NamedTuple):
 
 
 class EmbeddingInputs(NamedTuple):
-    """What a backend is asked to compute."""
+    """The inputs of the operation."""
 
     image: Tensor
     size: tuple[int, int]
     noise: Noise | None
-    masked: Tensor | None
+    input_mask: Tensor | None
     mean: Tensor
     image_range: float
     mask_value: float
     weights: EmbeddingWeights
     residuals: bool
+
+    def arguments(self) -> tuple[object, ...]:
+        sigma, *key = (0.0, None, None, None) if self.noise is None else self.noise
+        numbers = (sigma, self.image_range, self.mask_value)
+        image_gradient = self.image.requires_grad
+        return (self.image, *key, self.input_mask, self.mean, *self.weights, *self.size, *numbers, image_gradient)
 
 
 class Embedding(NamedTuple):
@@ -50,7 +51,7 @@ def pixel_embedding(
     size: tuple[int, int],
     *,
     noise: Noise | None = None,
-    masked: Tensor | None = None,
+    input_mask: Tensor | None = None,
     mean: Tensor,
     image_range: float,
     mask_value: float,
@@ -61,65 +62,22 @@ def pixel_embedding(
     """LayerNorm(conv(range * (pad(mask(noise(image))) - mean))) of images (B, I, h, w); the convolution pads with 0.
 
     Args:
-        image: reflected at the right and bottom up to `size`; masked pixels are not read.
+        image: reflected at the right and bottom up to `size`. Masked pixels are not read.
         size: (height, width) of the padded image, less than twice that of the image.
-        noise: added to the image, which then is clipped, as by `gaussian_noise`.
-        masked: bool (B, *size), True = all channels are `mask_value`; read within the image only, and reflected with
-            it. None = nothing is masked.
+        noise: added to the image, which is then clipped, as by `gaussian_noise`.
+        input_mask: bool (B, *size), True = all channels are `mask_value`. Read within the image only, and reflected
+            with it. None masks nothing.
         mean: (I,), subtracted.
         image_range: factor of the difference.
-        weights: of the convolution and of LayerNorm (epsilon 1e-5).
-        residuals: ask for the image and the convolution's output, too.
-        backend: "triton" (features at once, of a 1x1 convolution; sums are float32, and its products under autocast,
-            too), "reference" (PyTorch's operators), or None for the first that can run.
+        weights: of the convolution and of LayerNorm.
+        residuals: also return the image and the output of the convolution.
+        backend: a name, or None for the first that can run.
 
     Raises:
         ValueError: if the backend cannot run.
     """
-    inputs = EmbeddingInputs(image, size, noise, masked, mean, image_range, mask_value, weights, residuals)
-    embedding: Embedding = choose("pixel_embedding", inputs, backend).run(inputs)
+    require_tensor("image", image, "(B, I, h, w)")
+    inputs = EmbeddingInputs(image, size, noise, input_mask, mean, image_range, mask_value, weights, residuals)
+    run = choose("pixel_embedding", inputs, backend).run
+    embedding: Embedding = run(inputs) if len(image) else run_empty("pixel_embedding", inputs)
     return embedding
-
-
-def _reference(inputs: EmbeddingInputs) -> Embedding:
-    image, (height, width), noise, masked, mean, image_range, mask_value, weights, residuals = inputs
-    rows, columns = image.shape[-2:]
-    if noise is not None:
-        image = gaussian_noise(image, *noise)
-    if masked is not None:
-        # Cropped before the padding: a reflected copy of a masked pixel must not give it away.
-        image = image.masked_fill(masked[:, None, :rows, :columns], mask_value)
-    if (rows, columns) != (height, width):
-        image = F.pad(image, (0, width - columns, 0, height - rows), mode="reflect")
-    image = (image - mean.view(-1, 1, 1)) * image_range
-    channels_last = image.permute(0, 2, 3, 1).contiguous()
-    convolved = convolution(channels_last, weights.weight, weights.bias, backend="reference")
-    features = F.layer_norm(convolved, convolved.shape[-1:], weights.norm_weight, weights.norm_bias, EPSILON)
-    return Embedding(features, image, convolved) if residuals else Embedding(features)
-
-
-def _triton_why_not(inputs: EmbeddingInputs) -> str | None:
-    channels, image_channels, *kernel = inputs.weights.weight.shape
-    if kernel != [1, 1]:
-        return f"needs a 1x1 convolution, got {tuple(kernel)}"
-    if inputs.residuals:
-        return "residuals need the image and its convolution, and this kernel makes features only"
-    if image_channels > MAX_IMAGE_CHANNELS or channels > MAX_CHANNELS:
-        fit = f"at most {MAX_IMAGE_CHANNELS} and {MAX_CHANNELS} fit"
-        return f"the convolution has {image_channels} and {channels} channels, {fit}"
-    return triton_cannot_take(inputs.image)
-
-
-def _run_triton(inputs: EmbeddingInputs) -> Embedding:
-    image, size, noise, masked, mean, image_range, mask_value, weights, _ = inputs
-    sigma, *key = (0.0, None, None, None) if noise is None else noise
-    features: Tensor = torch.ops.masked_swin.pixel_embedding_triton(
-        image, *key, masked, mean, *weights, *size, sigma, image_range, mask_value, image.requires_grad
-    )
-    return Embedding(features)
-
-
-REGISTRY["pixel_embedding"] += [
-    Backend("triton", _run_triton, _triton_why_not, triton_unavailable),
-    Backend("reference", _reference, lambda inputs: None),
-]

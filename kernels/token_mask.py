@@ -1,45 +1,56 @@
-"""Random masks as a pure function of (seed, draw, sample, token): the same bits on every backend, nothing stored.
+"""Random masks as a pure function of (seed, draw, sample id, token): the same bits on every backend, nothing stored.
 
-Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Key = the 64-bit seed; counter =
-(token index in the padded image, global sample id, draw number, head or 0), each modulo 2^32; the first of the four
-output words decides: a token is masked where word < floor(percent * 2^32 / 100).
+A mask is made in three steps. `random_words` draws one Philox word a token (philox.py). `masked_percent` draws the
+percentage, where the ratio is a range. A token is masked where its word is below floor(percent * 2^32 / 100).
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import mask_ops  # noqa: F401  (registers the operators)
-from .backends import TRITON_INSTALLED
-from .cpu.library import CPU_LIBRARY
-from .geometry import Windows, token_order
+from .backends import choose
+from .geometry import Windows
+from .philox import RESERVED
 
-Ratio = float | tuple[float, float]
-
-RESERVED = 0xFFFFFFFF  # token index (and, for a whole call, sample id) of the word that draws a ratio from a range
-_LOW = 0xFFFFFFFF
+Ratio = float | tuple[float, float] | Tensor
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Philox-4x32-10 on int64 tensors that hold 32-bit words (broadcast together); returns four such tensors."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        # The product may wrap around in int64, but its 64 bits are right, and the shift's sign bits are cut off.
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = ((p1 >> 32) & _LOW) ^ c1 ^ k0, p1 & _LOW, ((p0 >> 32) & _LOW) ^ c3 ^ k1, p0 & _LOW
-        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
-    return c0, c1, c2, c3
+class RandomWordsInputs(NamedTuple):
+    """The inputs of the operation `random_words`."""
+
+    seed: Tensor
+    draw: Tensor
+    sample: Tensor
+    first: int
+    words: int  # how many
+    first_head: int
+    heads: int
+
+    def arguments(self) -> tuple[object, ...]:
+        return tuple(self)
 
 
-def random_words(index: Tensor, sample: Tensor, draw: Tensor, head: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
-    """The four words of a counter, each of whose parts counts modulo 2^32."""
-    return philox((index, sample & _LOW, draw & _LOW, head), (seed & _LOW, (seed >> 32) & _LOW))
+class TokenMaskInputs(NamedTuple):
+    """The inputs of the operation `token_mask`; percent is int64 (1 or B, 1 or heads), to be clamped to [0, 100]."""
+
+    seed: Tensor
+    draw: Tensor
+    sample: Tensor
+    percent: Tensor
+    windows: Windows
+    heads: int
+    exact: bool
+
+    def arguments(self) -> tuple[object, ...]:
+        return (self.seed, self.draw, self.sample, self.percent, *self.windows.sizes, self.heads, self.exact)
 
 
-def percent_range(ratio: Ratio, name: str = "ratio") -> tuple[int, int]:
+def percent_range(ratio: float | tuple[float, float], name: str = "ratio") -> tuple[int, int]:
     """The whole percents (low, high) of a ratio in [0, 1] or a pair of them.
 
-    Raises ValueError for a ratio outside [0, 1], one that is no whole percent, or a pair out of order.
+    Raises:
+        ValueError: for a ratio outside [0, 1], one that is no whole percent, or a pair out of order.
     """
     pair = ratio if isinstance(ratio, (tuple, list)) else (ratio, ratio)
     if len(pair) != 2:
@@ -53,6 +64,16 @@ def percent_range(ratio: Ratio, name: str = "ratio") -> tuple[int, int]:
     return percents
 
 
+def ratio_tensor(ratio: float | tuple[float, float], device: torch.device | str | None = None) -> Tensor:
+    """A ratio as `token_mask` takes it in a tensor: int64 percents, without dimension or, for a range, (low, high).
+
+    Raises:
+        ValueError: as `percent_range`.
+    """
+    low, high = percent_range(ratio)
+    return torch.tensor(low if low == high else (low, high), device=device)
+
+
 def token_mask(
     seed: Tensor,
     draw: Tensor,
@@ -64,93 +85,100 @@ def token_mask(
     windows: Windows | None = None,
     exact: bool = False,
     ratio_per_sample: bool = False,
+    backend: str | None = None,
 ) -> Tensor:
     """Draw a mask over the tokens of padded images.
 
     Args:
-        seed, draw: int64 tensors of no dimension, on the device of the result. Tensors, not numbers: a compiled graph
-            or a captured CUDA graph then draws a new mask at each call.
-        sample: (B,) int64, the global id of each image: a mask does not depend on how images are batched or
+        seed, draw: int64 tensors without dimension, on the device of the result. A compiled graph or a captured CUDA
+            graph then draws a new mask at each call.
+        sample: (B,) int64, the global id of each image. A mask does not depend on how images are batched or
             distributed.
         tokens: L, the number of tokens of one padded image.
-        ratio: share of masked tokens in [0, 1], a whole percent; a pair (low, high) is a range of whole percents from
-            which one is drawn per call, or per image with `ratio_per_sample`, and per head if there are heads.
+        ratio: share of masked tokens in [0, 1], a whole percent. A pair (low, high) is a range of whole percents from
+            which one is drawn per call, or per image with `ratio_per_sample`, and per head if there are heads. An
+            int64 tensor of percents, `ratio_tensor(ratio)`, is data: a change of its value compiles nothing anew. Its
+            values are not checked: backends clamp them to [0, 100], and high to at least low.
         heads: draw an independent mask per head (`mask_is_diff` of the public code).
-        exact: mask ratio * N tokens of every window, halves rounded up: those with the smallest words, ties by token
-            place; needs `windows`.
+        exact: mask ratio * N tokens of every window, halves rounded up: those with the smallest words, ties by position
+            in the window. Needs `windows`.
         windows: geometry for `exact`.
+        backend: a name, or None for the first that can run.
 
     Returns:
         bool (B, L), or (B, heads, L) with heads; True = masked.
 
     Raises:
-        ValueError: for a ratio outside [0, 1], tensors of another dtype or shape, or `exact` without fitting `windows`.
+        ValueError: for a ratio outside [0, 1], tensors of another dtype or shape, `exact` without fitting `windows`, or
+            if the backend cannot run.
     """
-    percents = percent_range(ratio)
-    for name, tensor, dim in (("seed", seed, 0), ("draw", draw, 0), ("sample", sample, 1)):
-        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.dim() != dim:
-            raise ValueError(f"{name} must be an int64 tensor with {dim} dimensions, got {tensor!r}")
+    _check_key(seed, draw, sample)
     if exact and (windows is None or windows.tokens != tokens):
         raise ValueError(f"exact masks need the windows of an image of {tokens} tokens, got {windows}")
     if tokens < 0:
         raise ValueError(f"tokens must be at least 0, got {tokens}")
-    if exact and windows is not None:
-        windows.check()
     if heads is not None and heads < 1:
         raise ValueError(f"heads must be at least 1, got {heads}")
-    ops, device = torch.ops.masked_swin, sample.device.type
-    share = (heads or 1, *percents, ratio_per_sample)
-    if device == "cpu" and not exact and CPU_LIBRARY.loaded:
-        mask = ops.token_mask_cpu(seed, draw, sample, tokens, *share)
-    elif device == "cuda" and TRITON_INSTALLED:
-        if exact and windows is not None:
-            sizes = (windows.height, windows.width, *windows.window, *windows.shift)
-            mask = ops.exact_token_mask_triton(seed, draw, sample, *sizes, *share)
-        else:
-            mask = ops.token_mask_triton(seed, draw, sample, tokens, *share)
-    else:
-        mask = _token_mask_torch(
-            seed, draw, sample, tokens, heads or 1, percents, ratio_per_sample, windows if exact else None
-        )
+    geometry = windows.check() if exact and windows is not None else Windows(1, tokens, (1, 1))
+    percent = masked_percent(ratio, seed, draw, sample, heads or 1, ratio_per_sample)
+    inputs = TokenMaskInputs(seed, draw, sample, percent, geometry, heads or 1, exact)
+    mask: Tensor = choose("token_mask", inputs, backend).run(inputs)
     return mask if heads is not None else mask.squeeze(1)
 
 
-def sample_uniform(seed: Tensor, draw: Tensor, sample: Tensor, count: int) -> Tensor:
-    """Uniform numbers of each image that no mask uses: float32 (B, count) in [0, 1], from the words of head 2^32 - 1.
+def masked_percent(
+    ratio: Ratio, seed: Tensor, draw: Tensor, sample: Tensor, heads: int, ratio_per_sample: bool
+) -> Tensor:
+    """The percentage of each image and head, int64 (1 or B, 1 or heads); drawn where the ratio is a range."""
+    if isinstance(ratio, Tensor):
+        if ratio.dtype != torch.int64 or ratio.shape not in ((), (2,)) or ratio.device != sample.device:
+            raise ValueError(
+                f"a ratio in a tensor must be int64 percents of shape () or (2,) on {sample.device}, "
+                f"got {ratio.dtype} {tuple(ratio.shape)} on {ratio.device}; use ratio_tensor(ratio)"
+            )
+        if ratio.dim() == 0:
+            return ratio.view(1, 1)
+        low, high = ratio.clamp(0, 100).unbind()
+    else:
+        first, last = percent_range(ratio)
+        if first == last:
+            return torch.full((1, 1), first, dtype=torch.int64, device=sample.device)
+        low, high = (torch.full((), percent, dtype=torch.int64, device=sample.device) for percent in (first, last))
+    of_call = torch.full((1,), RESERVED, dtype=torch.int64, device=sample.device)
+    word = random_words(seed, draw, sample if ratio_per_sample else of_call, 1, first=RESERVED, heads=heads)[..., 0]
+    return low + ((word * ((high - low).clamp(min=0) + 1)) >> 32)
 
-    The arguments are those of `token_mask`; a number does not depend on how images are batched or distributed either.
-    """
-    index = torch.arange(count, device=sample.device)
-    head = torch.full((), RESERVED, dtype=torch.int64, device=sample.device)
-    return random_words(index, sample[:, None], draw, head, seed)[0] / 2.0**32
 
-
-def _token_mask_torch(
+def random_words(
     seed: Tensor,
     draw: Tensor,
     sample: Tensor,
-    tokens: int,
-    heads: int,
-    percents: tuple[int, int],
-    ratio_per_sample: bool,
-    windows: Windows | None,
+    count: int,
+    *,
+    first: int = 0,
+    first_head: int = 0,
+    heads: int = 1,
+    backend: str | None = None,
 ) -> Tensor:
-    device = sample.device
-    sample_B11 = sample[:, None, None]
-    head_H1 = torch.arange(heads, device=device)[:, None]
-    low, high = percents
-    percent: Tensor | int = low
-    if high > low:
-        reserved = torch.full((), RESERVED, dtype=torch.int64, device=device)
-        word = random_words(reserved, sample_B11 if ratio_per_sample else reserved, draw, head_H1, seed)[0]
-        percent = low + ((word * (high - low + 1)) >> 32)
-    token_L = torch.arange(tokens, device=device)
-    word_BHL = random_words(token_L, sample_B11, draw, head_H1, seed)[0].expand(len(sample), heads, tokens)
-    if windows is None:
-        return word_BHL < (percent << 32) // 100
-    order_WN = token_order(windows, device)
-    rank_BHWN = word_BHL[:, :, order_WN].sort(dim=-1, stable=True).indices.argsort(dim=-1)
-    masked = (percent * windows.size + 50) // 100
-    masked_BHWN = rank_BHWN < (masked[..., None] if isinstance(masked, Tensor) else masked)
-    mask = torch.zeros(len(sample), heads, tokens, dtype=torch.bool, device=device)
-    return mask.index_copy(2, order_WN.flatten(), masked_BHWN.flatten(2))
+    """Uniform words in [0, 2^32): int64 (B, heads, count), of the indices from `first` and the heads from `first_head`.
+
+    `seed`, `draw`, `sample` and `backend` are as of `token_mask`.
+    """
+    _check_key(seed, draw, sample)
+    inputs = RandomWordsInputs(seed, draw, sample, first, count, first_head, heads)
+    words: Tensor = choose("random_words", inputs, backend).run(inputs)
+    return words
+
+
+def sample_uniform(seed: Tensor, draw: Tensor, sample: Tensor, count: int) -> Tensor:
+    """Uniform numbers of each image that no mask uses: float32 (B, count) in [0, 1], from the words of a reserved head.
+
+    The arguments are as of `token_mask`. A number does not depend on how images are batched or distributed.
+    """
+    return random_words(seed, draw, sample, count, first_head=RESERVED)[:, 0] / 2.0**32
+
+
+def _check_key(seed: Tensor, draw: Tensor, sample: Tensor) -> None:
+    for name, tensor, dim in (("seed", seed, 0), ("draw", draw, 0), ("sample", sample, 1)):
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.dim() != dim:
+            raise ValueError(f"{name} must be an int64 tensor with {dim} dimensions, got {tensor!r}")

@@ -1,23 +1,18 @@
-"""The public attention operation: contract, checks and the choice of a backend."""
+"""The operation `window_attention`: contract, checks and the choice of a backend."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import ops, reference  # noqa: F401  (ops registers the operators)
-from .backends import REGISTRY, Backend, choose, not_float32, triton_cannot_take, triton_unavailable
-from .cpu.library import CPU_LIBRARY
+from .backends import choose, run_empty
+from .checks import require_tensor
 from .geometry import relative_position_bias
 from .visible import VisibleTokens
 
-MAX_HEAD_DIM = 128
-MAX_TRITON_TOKENS = 256  # the backward holds all queries of a window
-
 
 class AttentionInputs(NamedTuple):
-    """What a backend is asked to compute; `bias` is dense."""
+    """The inputs of the operation; `bias` is dense."""
 
     q: Tensor
     k: Tensor
@@ -27,6 +22,21 @@ class AttentionInputs(NamedTuple):
     visible: VisibleTokens | None
     shared_qkv: tuple[Tensor, Tensor, Tensor] | None
     window_mask: Tensor | None
+
+    def arguments(self) -> tuple[object, ...]:
+        compact = self.visible if self.k.dim() == 3 else None
+        return (
+            self.q,
+            self.k,
+            self.v,
+            self.bias,
+            None if self.shared_qkv is None else torch.stack(self.shared_qkv),
+            None if compact is None else compact.offsets,
+            None if compact is None else compact.position,
+            None if self.visible is None else self.visible.regions,
+            self.window_mask,
+            self.scale,
+        )
 
 
 def window_attention(
@@ -44,7 +54,7 @@ def window_attention(
     """softmax(scale q k^T + bias) v in every window, for all tokens or for the visible ones only.
 
     Tensors are windowed, (W, tokens, heads, head_dim) for all W windows of the batch, or compact, (R, heads, head_dim)
-    with the rows of `visible`. Which are compact says what is computed:
+    with the entries of `visible`. The layout of q, k and v selects what is computed:
 
     | q | k, v | shared_qkv | use |
     |---|---|---|---|
@@ -53,26 +63,28 @@ def window_attention(
     | windowed | compact | - | drop: masked keys are left out; a query without any key gets 0 |
     | compact | compact | - | visible-only: masked tokens do not exist |
 
-    With per-head masks (`visible.heads`), compact tensors are (R, head_dim), one row per token and head.
+    With per-head masks (`visible.heads`), compact tensors are (R, head_dim), one entry per token and head.
 
     Args:
         q, k, v: one floating dtype, one device.
         bias: (heads, T, S), or with `visible` a relative position table ((2h-1)*(2w-1), heads). Has a gradient.
         scale: factor of q k^T, usually head_dim ** -0.5.
-        visible: the plan of the mask; brings the shift regions, too. Between regions the score gets -100 if masked
-            tokens take part (SwinIR's numbers), else the pair is left out.
-        shared_qkv: q, k, v of every masked token, each (heads, head_dim): the qkv bias for the published mask.
-        window_mask: (M, T, S) added to the score of window w as window_mask[w % M], for nets that bring one; no
-            gradient. Entries at or below -1e30, as -inf, exclude the key; a query without any key gets 0.
-        backend: a name ("cpu", "triton", "reference"), or None for the first that can run.
+        visible: the visible tokens of the mask, with the shift regions of their windows. Pairs of different regions
+            get -100 added to the score if masked tokens take part (SwinIR's numbers). Else they are left out.
+        shared_qkv: q, k, v of every masked token, each (heads, head_dim). The published mask shares the qkv bias.
+        window_mask: (M, T, S), added to the score of window w as window_mask[w % M], for nets that bring one. Has no
+            gradient. Entries at or below -1e30, as -inf, exclude the key. A query without any key gets 0.
+        backend: a name, or None for the first that can run; `backend_report()` lists them.
 
     Returns:
-        The shape of q; (W, T, heads, head_dim) if masked tokens are given. Under autocast the "cpu" backend computes
-        and returns float32, "triton" the autocast dtype. Neither has a second or a forward-mode derivative.
+        The shape of q; (W, T, heads, head_dim) with shared_qkv. The dtype is that of q. Under autocast each backend
+        documents its own: C++ computes and returns float32, device kernels the autocast dtype.
 
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, or if the backend cannot run.
     """
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("bias", bias)):
+        require_tensor(name, tensor, "of the layout in the docstring")
     if bias.dim() == 2:
         if visible is None:
             raise ValueError(
@@ -80,11 +92,14 @@ def window_attention(
             )
         bias = relative_position_bias(bias, visible.windows.window)
     inputs = AttentionInputs(q, k, v, bias, scale, visible, shared_qkv, window_mask)
-    _check(inputs)
-    return choose("window_attention", inputs, backend).run(inputs)
+    windows = _check(inputs)
+    run = choose("window_attention", inputs, backend).run
+    out: Tensor = run(inputs) if windows else run_empty("window_attention", inputs)
+    return out
 
 
-def _check(inputs: AttentionInputs) -> None:
+def _check(inputs: AttentionInputs) -> int:
+    """Return the number of windows of the batch; raise ValueError for what does not fit."""
     q, k, v, bias, _, visible, shared_qkv, window_mask = inputs
     compact_dim = 3 if visible is None or visible.heads is None else 2
     named = {"q": q, "k": k, "v": v, "bias": bias}
@@ -95,6 +110,7 @@ def _check(inputs: AttentionInputs) -> None:
     if window_mask is not None:
         named["window_mask"] = window_mask
     for name, tensor in named.items():
+        require_tensor(name, tensor, "of the layout in the docstring")
         if not tensor.is_floating_point() or tensor.device != q.device:
             raise ValueError(
                 f"{name} must be floating and on {q.device} as q is, got {tensor.dtype} on {tensor.device}"
@@ -119,8 +135,6 @@ def _check(inputs: AttentionInputs) -> None:
             raise ValueError(f"{name} must be {expected} to fit q and bias, got {tuple(tensor.shape)}")
     if k.dim() != v.dim() or (q.dim() < 4 and k.dim() == 4):
         raise ValueError("k and v must both be windowed or both compact, and compact if q is")
-    if windows == 0:
-        raise ValueError("q holds 0 windows; at least 1 is needed")
     for name, tensor in zip(("q", "k", "v"), shared_qkv or (), strict=False):
         if tuple(tensor.shape) != (heads, head_dim):
             raise ValueError(f"shared {name} must be {(heads, head_dim)}, got {tuple(tensor.shape)}")
@@ -137,67 +151,4 @@ def _check(inputs: AttentionInputs) -> None:
             raise ValueError(
                 "window_mask has no gradient; put what is learned into `bias`, or pass window_mask.detach()"
             )
-
-
-def _cpu_why_not(inputs: AttentionInputs) -> str | None:
-    if inputs.q.device.type != "cpu":
-        return f"needs CPU tensors, got {inputs.q.device}"
-    if inputs.visible is not None and inputs.visible.heads is not None:
-        return "per-head masks are not in this kernel"
-    if inputs.q.shape[-1] > MAX_HEAD_DIM:
-        return f"head_dim is {inputs.q.shape[-1]}, at most {MAX_HEAD_DIM} fit"
-    return not_float32([inputs.q, inputs.k, inputs.v, inputs.bias, *(inputs.shared_qkv or ())])
-
-
-def triton_cannot_attend(tensor: Tensor, visible: VisibleTokens | None, head_dim: int, tokens: int) -> str | None:
-    if reason := triton_cannot_take(tensor):
-        return reason
-    if visible is not None and visible.heads is not None:
-        return "per-head masks are not in this kernel"
-    if head_dim > MAX_HEAD_DIM:
-        return f"head_dim is {head_dim}, at most {MAX_HEAD_DIM} fit"
-    if tokens > MAX_TRITON_TOKENS:
-        return f"a window has {tokens} tokens, at most {MAX_TRITON_TOKENS} fit"
-    return None
-
-
-def _triton_why_not(inputs: AttentionInputs) -> str | None:
-    return triton_cannot_attend(inputs.q, inputs.visible, inputs.q.shape[-1], max(inputs.bias.shape[1:]))
-
-
-def _run_triton(inputs: AttentionInputs) -> Tensor:
-    if torch.is_autocast_enabled("cuda"):
-        dtype = torch.get_autocast_dtype("cuda")
-        inputs = inputs._replace(q=inputs.q.to(dtype), k=inputs.k.to(dtype), v=inputs.v.to(dtype))
-        if inputs.shared_qkv is not None:
-            q, k, v = inputs.shared_qkv
-            inputs = inputs._replace(shared_qkv=(q.to(dtype), k.to(dtype), v.to(dtype)))
-    return _run_operator(torch.ops.masked_swin.window_attention_triton, inputs)
-
-
-def _run_cpu(inputs: AttentionInputs) -> Tensor:
-    return _run_operator(torch.ops.masked_swin.window_attention_cpu, inputs)
-
-
-def _run_operator(operator: Callable[..., Tensor], inputs: AttentionInputs) -> Tensor:
-    q, k, v, bias, scale, visible, shared_qkv, window_mask = inputs
-    compact = visible is not None and k.dim() == 3
-    return operator(
-        q,
-        k,
-        v,
-        bias,
-        None if shared_qkv is None else torch.stack(shared_qkv),
-        visible.offsets if visible is not None and compact else None,
-        visible.position if visible is not None and compact else None,
-        None if visible is None else visible.regions,
-        window_mask,
-        scale,
-    )
-
-
-REGISTRY["window_attention"] += [
-    Backend("cpu", _run_cpu, _cpu_why_not, lambda: CPU_LIBRARY.why_not),
-    Backend("triton", _run_triton, _triton_why_not, triton_unavailable),
-    Backend("reference", lambda inputs: reference.window_attention(**inputs._asdict()), lambda inputs: None),
-]
+    return windows

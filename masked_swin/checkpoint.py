@@ -23,8 +23,13 @@ State = Mapping[str, Tensor]
 # Grows when files of this package change so that older versions of it would misread them.
 CHECKPOINT_VERSION = 1
 
-# Where the weights lie in files of the public codes, the preferred place first.
-_WRAPPERS = ("params_ema", "params", "state_dict")
+# Names of the state dict in files of other tools: averaged weights first, they win where a file holds several.
+_WRAPPERS = (
+    *("params_ema", "params-ema", "ema"),
+    *("params", "state_dict", "model_state_dict", "model", "net", "generator"),
+)
+# What modules that hold the network put before its names.
+_PREFIXES = ("module.", "_orig_mod.", "netG.", "model.", "net.", "generator.")
 
 _REMEDY = "copy it again, or save only the state dict with the code that made it"
 _BUFFER = re.compile(r"\.(relative_position_index|attn_mask)$")
@@ -58,10 +63,11 @@ def load_model(name_or_path: str | Path) -> MaskedSwinIR:
 def load_checkpoint(path: str | Path, *, config: ModelConfig | None = None, backend: str | None = None) -> MaskedSwinIR:
     """Load a network, in evaluation mode, float32, on the CPU.
 
-    Reads `.safetensors`, and otherwise a `torch.save` file: a bare state dict, or one under "params_ema" (preferred
-    where several are: the averaged weights), "params" or "state_dict", named as DataParallel does ("module.") or not.
-    Checksums are verified, but for `.safetensors` of others, which have none. The configuration is `config` if given,
-    else the one saved beside the weights, else `infer_config` of them. Nothing in the file is executed.
+    Reads `.safetensors`, and otherwise a `torch.save` file: a bare state dict, or one under a name that other tools
+    use, as "params_ema", "params", "state_dict", "model" or "ema". Averaged weights win where a file holds several. The
+    names of DataParallel ("module."), torch.compile ("_orig_mod.") and other wrappers are stripped. Weights of another
+    dtype become float32. Checksums are verified; `.safetensors` of others have none. The configuration is `config` if
+    given, else the one saved beside the weights, else `infer_config` of them. Nothing in the file is executed.
 
     Raises:
         FileNotFoundError: no such file.
@@ -238,10 +244,8 @@ def _read_torch(path: Path) -> tuple[State, Mapping[str, Any] | None]:
             f"{path}: expected a state dict, bare or under {', '.join(map(repr, _WRAPPERS))}; found "
             f"{', '.join(map(repr, list(content)[:5])) or 'nothing'}"
         )
-    if all(name.startswith("module.") for name in state):  # saved from inside torch's DataParallel
-        state = {name.removeprefix("module."): value for name, value in state.items()}
     saved = content.get("config")
-    return state, saved if isinstance(saved, Mapping) else None
+    return _without_prefixes(state), saved if isinstance(saved, Mapping) else None
 
 
 def _read_safetensors(path: Path) -> tuple[State, Mapping[str, Any] | None]:
@@ -257,7 +261,18 @@ def _read_safetensors(path: Path) -> tuple[State, Mapping[str, Any] | None]:
     except Exception as error:
         raise ValueError(f"{unreadable(path, error)}; {_REMEDY}") from error
     _check_version(path, version)
-    return state, config
+    return _without_prefixes(state), config
+
+
+def _without_prefixes(state: State) -> State:
+    """Strip what every name begins with, in any order: "module.", "_orig_mod.", ..."""
+    state = {name: value for name, value in state.items() if name != "n_averaged"}  # of torch's AveragedModel
+    while state:
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
 def _check_version(path: Path, version: object) -> None:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from masked_swin.config import ModelConfig
-from masked_swin.kernels import VisibleTokens, Windows, sample_uniform, token_mask
+from masked_swin.kernels import Ratio, VisibleTokens, Windows, sample_uniform, token_mask
 from masked_swin.kernels import gaussian_noise as add_noise
 
 CELL = 64  # side, in tokens, of the squares that placed masks are made of
@@ -63,6 +64,22 @@ def padded_size(height: int, width: int, window: int) -> tuple[int, int]:
     return height + -height % window, width + -width % window
 
 
+def extend_by_edge(image: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """Repeat the last row and column of images (B, C, h, w) where reflection cannot fill `size`: sides of half or less.
+
+    The mask, bool (B, *size), repeats with them: a copy of a masked pixel must not give it away.
+    """
+    height, width = image.shape[-2:]
+    rows, columns = (full - side if full >= 2 * side else 0 for full, side in ((size[0], height), (size[1], width)))
+    extended = functional.pad(image, (0, columns, 0, rows), mode="replicate")
+    if mask is not None:
+        inside = mask[:, None, :height, :width].to(image.dtype)
+        repeated = functional.pad(inside, (0, columns, 0, rows), mode="replicate")[:, 0] > 0.5
+        mask = mask.clone()
+        mask[:, : height + rows, : width + columns] = repeated
+    return extended, mask
+
+
 def gaussian_noise(image: Tensor, sigma: float, key: MaskKey) -> Tensor:
     """The images (B, C, H, W) plus white Gaussian noise of standard deviation `sigma`, clipped to [0, 1].
 
@@ -71,25 +88,30 @@ def gaussian_noise(image: Tensor, sigma: float, key: MaskKey) -> Tensor:
     return add_noise(image, sigma, *key)
 
 
-def mask_input(image: Tensor, config: ModelConfig, key: MaskKey) -> Tensor:
+def mask_input(image: Tensor, config: ModelConfig, key: MaskKey, ratio: Ratio | None = None) -> Tensor:
     """Set random pixels of images (B, C, H, W) to `config.input_mask_value`, all channels together.
 
-    The share of masked pixels is drawn per image from `config.input_mask`; None returns the image itself.
+    The share of masked pixels is drawn per image from `ratio` or, without one, `config.input_mask`; None there returns
+    the image itself.
     """
     height, width = image.shape[-2:]
-    masked = input_mask(padded_size(height, width, config.window_size), config, key)
+    masked = input_mask(padded_size(height, width, config.window_size), config, key, ratio)
     if masked is None:
         return image
     # Cropped before the padding: a reflected copy of a masked pixel must not give it away.
     return image.masked_fill(masked[:, None, :height, :width], config.input_mask_value)
 
 
-def input_mask(size: tuple[int, int], config: ModelConfig, key: MaskKey) -> Tensor | None:
-    """The masked pixels of padded images, bool (B, height, width) of the `size`; None if the network masks none."""
+def input_mask(size: tuple[int, int], config: ModelConfig, key: MaskKey, ratio: Ratio | None = None) -> Tensor | None:
+    """The masked pixels of padded images, bool (B, height, width) of the `size`; None if the network masks none.
+
+    `ratio` replaces that of the configuration.
+    """
     if config.input_mask is None:
         return None
     key = key.at(0, sum(config.depths) + 1)
-    return token_mask(*key, size[0] * size[1], config.input_mask, ratio_per_sample=True).view(-1, *size)
+    ratio = config.input_mask if ratio is None else ratio
+    return token_mask(*key, size[0] * size[1], ratio, ratio_per_sample=True).view(-1, *size)
 
 
 def drop_path_scales(config: ModelConfig, key: MaskKey, dtype: torch.dtype) -> Tensor:
@@ -111,23 +133,26 @@ class AttentionMasks:
         key: of the pass.
         size: (height, width) of the padded image.
         origin: (top, left) of the image in a larger one: the masks are then those of the place, see `placed_mask`.
+        ratio: replaces that of the configuration.
     """
 
     config: ModelConfig
     key: MaskKey
     size: tuple[int, int]
     origin: tuple[int, int] | None = None
+    ratio: Ratio | None = None
 
     def visible(self, layer: int, heads: int, shift: int) -> VisibleTokens | None:
         """The tokens that layer number `layer` (1, 2, ...) sees; None if the network masks nothing."""
         config = self.config
         if config.attention_mask is None:
             return None
+        ratio = config.attention_mask if self.ratio is None else self.ratio
         windows = Windows(*self.size, (config.window_size, config.window_size), (shift, shift))
         key = self.key.at(layer, sum(config.depths) + 1)
         mask_heads = heads if config.attention_mask_per_head else None
         if self.origin is not None and not config.attention_mask_exact:
-            masked = placed_mask(key, config.attention_mask, self.size, self.origin, mask_heads)
+            masked = placed_mask(key, ratio, self.size, self.origin, mask_heads)
         else:
             if self.origin is not None:
                 top, left = self.origin
@@ -135,7 +160,7 @@ class AttentionMasks:
             masked = token_mask(
                 *key,
                 windows.tokens,
-                config.attention_mask,
+                ratio,
                 heads=mask_heads,
                 windows=windows,
                 exact=config.attention_mask_exact,
@@ -144,7 +169,7 @@ class AttentionMasks:
 
 
 def placed_mask(
-    key: MaskKey, ratio: float | tuple[float, float], size: tuple[int, int], origin: tuple[int, int], heads: int | None
+    key: MaskKey, ratio: Ratio, size: tuple[int, int], origin: tuple[int, int], heads: int | None
 ) -> Tensor:
     """The mask of a part, `size` tokens from `origin` (top, left), of an image of any size; as from `token_mask`.
 

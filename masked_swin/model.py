@@ -1,16 +1,19 @@
 """The masked SwinIR of "Masked Image Training for Generalizable Deep Image Denoising" (arXiv 2303.13132)."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from masked_swin.config import ModelConfig
-from masked_swin.kernels import Embedding, EmbeddingWeights, Noise, pixel_embedding
+from masked_swin.kernels import Embedding, EmbeddingWeights, Noise, pixel_embedding, ratio_tensor
+from masked_swin.kernels import gaussian_noise as add_noise
 from masked_swin.layers import ResidualGroup, around_blocks, channels_last, residual_conv
 from masked_swin.masking import (
     AttentionMasks,
     MaskKey,
     check_seed,
     drop_path_scales,
+    extend_by_edge,
     input_mask,
     mask_input,
     padded_size,
@@ -21,8 +24,9 @@ class MaskedSwinIR(nn.Module):
     """A denoiser with SwinIR's parameter names.
 
     The input mask works in training only, the attention mask in training and in use, as published. Masks, and the
-    branches that stochastic depth leaves out, are named by a `MaskKey`; without one the module counts its own passes
-    from `seed_masks` (seed 0 at first).
+    branches that stochastic depth leaves out, are named by a `MaskKey`. Without one a pass that draws them takes one
+    number from torch's default generator of its device, as dropout does: `torch.manual_seed` repeats them, and
+    activation checkpointing computes with the same masks again.
 
     Args:
         config: the network; `PRESETS` holds the usual ones.
@@ -33,7 +37,8 @@ class MaskedSwinIR(nn.Module):
 
     mean: Tensor
     mask_seed: Tensor
-    mask_draw: Tensor
+    input_mask_ratio: Tensor | None
+    attention_mask_ratio: Tensor | None
 
     def __init__(self, config: ModelConfig, *, backend: str | None = None) -> None:
         super().__init__()
@@ -50,19 +55,55 @@ class MaskedSwinIR(nn.Module):
         self.register_buffer("mean", torch.tensor(config.image_mean).view(1, -1, 1, 1), persistent=False)
         # Tensors, not numbers: a compiled graph or a captured CUDA graph then draws new masks at every pass.
         self.register_buffer("mask_seed", torch.tensor(0), persistent=False)
-        self.register_buffer("mask_draw", torch.tensor(0), persistent=False)
+        for name in ("input_mask", "attention_mask"):
+            ratio = getattr(config, name)
+            self.register_buffer(f"{name}_ratio", None if ratio is None else ratio_tensor(ratio), persistent=False)
         self.to(memory_format=torch.channels_last)
 
     def seed_masks(self, seed: int) -> None:
-        """Start the module's own sequence of masks again, from `seed` in [0, 2^63)."""
+        """Choose the family of the module's own masks, `seed` in [0, 2^63), 0 at first.
+
+        Two networks with different seeds draw different masks from the same state of torch's generator.
+        """
         check_seed("seed", seed)
         self.mask_seed.fill_(seed)
-        self.mask_draw.zero_()
+
+    def _own_key(self, x: Tensor) -> MaskKey:
+        """A key from torch's default generator. Processes number their images one after the other, rank by rank."""
+        word = torch.randint(2**63 - 1, (), device=x.device)
+        first = len(x) * dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        return MaskKey(self.mask_seed ^ word, torch.zeros_like(word), first + torch.arange(len(x), device=x.device))
+
+    def set_mask_ratios(
+        self,
+        *,
+        input_mask: float | tuple[float, float] | None = None,
+        attention_mask: float | tuple[float, float] | None = None,
+    ) -> None:
+        """Change the ratios of the masks, for a schedule; None leaves one as it is.
+
+        A compiled network is not compiled anew, unless a number becomes a range or a range a number. `config`, which
+        checkpoints hold, keeps the ratios that the network was made with.
+
+        Raises:
+            ValueError: for a ratio that `ModelConfig` refuses, or of a mask that the network does not have.
+        """
+        for name, ratio in (("input_mask", input_mask), ("attention_mask", attention_mask)):
+            if ratio is None:
+                continue
+            buffer = getattr(self, f"{name}_ratio")
+            if buffer is None:
+                raise ValueError(f"this network has no {name} whose ratio could be set; see ModelConfig.{name}")
+            value = ratio_tensor(ratio, buffer.device)
+            if value.shape == buffer.shape:
+                buffer.copy_(value)  # in place: a captured graph reads the same memory
+            else:
+                setattr(self, f"{name}_ratio", value)
 
     def mask_input(self, image: Tensor, key: MaskKey) -> Tensor:
         """The image (B, C, H, W) as the network sees it in training: random pixels set to `config.input_mask_value`."""
         self._check(image, key)
-        return mask_input(image, self.config, key)
+        return mask_input(image, self.config, key, self.input_mask_ratio)
 
     def forward(
         self,
@@ -76,10 +117,11 @@ class MaskedSwinIR(nn.Module):
         """Denoise images.
 
         Args:
-            x: (B, C, H, W), values in [0, 1], dtype and device of the parameters; any size above half a window: it is
-                reflected at the right and bottom up to whole windows.
-            key: the masks, the depth and the noise to use; None takes the next of the module's own sequence, sample ids
-                0, 1, ... in the batch.
+            x: (B, C, H, W), values in [0, 1], dtype and device of the parameters, any size. It is reflected at the
+                right and bottom up to whole windows; sides of up to half a window are extended by their edge instead.
+            key: the masks, the depth and the noise to use. None draws a key from torch's default generator of the
+                device of x, in evaluation too, where the attention is masked; sample ids are then 0, 1, ... in the
+                batch and, in a process group, go on from rank to rank.
             noise_sigma: standard deviation, in the units of x, of the Gaussian noise that is added in training, before
                 the input mask, as by `masking.gaussian_noise`. In evaluation it must be 0.
             attention_mask: False leaves the attention unmasked.
@@ -90,8 +132,7 @@ class MaskedSwinIR(nn.Module):
             (B, C, H, W), not clipped.
 
         Raises:
-            ValueError: for another shape, dtype or device, an empty batch, an image too small to be reflected, or noise
-                in evaluation.
+            ValueError: for another shape, dtype or device, or noise in evaluation.
         """
         config = self.config
         self._check(x, key)
@@ -103,12 +144,18 @@ class MaskedSwinIR(nn.Module):
                 f"noise_sigma must be 0, or positive in training, got {noise_sigma} with training={self.training}: "
                 "masked_swin.masking.gaussian_noise adds noise to any image"
             )
+        if noise_sigma > 1:
+            raise ValueError(
+                f"noise_sigma must be at most 1, the range of the images, got {noise_sigma}: "
+                f"in units of 8 bits write {noise_sigma:g} / 255"
+            )
         if key is None and (masks_input or masks_attention or drops_paths or noise_sigma):
-            key = MaskKey(self.mask_seed, self.mask_draw.clone(), torch.arange(len(x), device=x.device))
-            self.mask_draw.add_(1)
+            key = self._own_key(x)
         height, width = x.shape[-2:]
         size = padded_size(height, width, config.window_size)
-        masks = AttentionMasks(config, key, size, origin) if key is not None and masks_attention else None
+        masks = None
+        if key is not None and masks_attention:
+            masks = AttentionMasks(config, key, size, origin, self.attention_mask_ratio)
         drop_path_scales = self._drop_path_scales(key if drops_paths else None, x.dtype)
 
         noise = Noise(noise_sigma, *key) if key is not None and noise_sigma else None
@@ -128,11 +175,16 @@ class MaskedSwinIR(nn.Module):
         config, norm, bias = self.config, self.patch_embed["norm"], self.conv_first.bias
         assert isinstance(norm, nn.LayerNorm)
         assert bias is not None
+        mask = None if key is None else input_mask(size, config, key, self.input_mask_ratio)
+        if size[0] >= 2 * x.shape[2] or size[1] >= 2 * x.shape[3]:
+            if noise is not None:
+                x, noise = add_noise(x, *noise), None
+            x, mask = extend_by_edge(x, mask, size)
         return pixel_embedding(
             x,
             size,
             noise=noise,
-            masked=None if key is None else input_mask(size, config, key),
+            input_mask=mask,
             mean=self.mean.flatten(),
             image_range=config.image_range,
             mask_value=config.input_mask_value,
@@ -153,23 +205,18 @@ class MaskedSwinIR(nn.Module):
     def _check(self, x: Tensor, key: MaskKey | None) -> None:
         """Raise ValueError for images or a key that the network cannot take."""
         config, weight = self.config, self.conv_first.weight
+        if not isinstance(x, Tensor):
+            raise ValueError(f"images must be a tensor (B, {config.in_channels}, H, W), got {type(x).__name__}")
         if x.dim() != 4 or x.shape[1] != config.in_channels:
             raise ValueError(f"images must be (B, {config.in_channels}, H, W), got {tuple(x.shape)}")
-        if x.shape[0] == 0:
-            raise ValueError("the batch is empty; at least 1 image is needed")
         if not x.is_floating_point():
             raise ValueError(f"images must be floating point in [0, 1], got {x.dtype}; use image.float() / 255")
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"images are {x.dtype} but the network is {weight.dtype}; convert one, or use autocast")
         if x.device != weight.device:
             raise ValueError(f"images are on {x.device} but the network is on {weight.device}; move one of them")
-        for name, extent in (("height", x.shape[2]), ("width", x.shape[3])):
-            padding = -extent % config.window_size
-            if padding >= extent:
-                raise ValueError(
-                    f"image {name} {extent} is too small for window {config.window_size}: {padding} more pixels cannot "
-                    f"be reflected from it; enlarge or pad the image to {config.window_size}"
-                )
+        if 0 in x.shape[2:]:
+            raise ValueError(f"images must have at least one pixel, got {tuple(x.shape)}")
         if key is not None and (key.sample.shape != x.shape[:1] or key.sample.device != x.device):
             raise ValueError(
                 f"the mask key must name {x.shape[0]} samples on {x.device}, "

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pickle
+import re
 import secrets
 import zipfile
 from collections.abc import Callable, Iterator
@@ -91,6 +92,9 @@ def load_torch(path: Path) -> Any:
 
 def unreadable(path: Path, error: Exception) -> ValueError:
     """The error for a file that another library could not read."""
-    unsafe = isinstance(error, pickle.UnpicklingError)  # torch's text then suggests to execute the file
-    reason = "not only tensors inside" if unsafe else (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, pickle.UnpicklingError):  # torch's text then suggests to execute the file
+        found = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
+        reason = f"a {found[1]} is inside, which would have to be executed" if found else "not only tensors inside"
+        return ValueError(f"{path}: truncated, corrupt, or holding more than tensors ({reason})")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ValueError(f"{path}: truncated, corrupt, or holding more than tensors ({reason})")

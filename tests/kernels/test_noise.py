@@ -4,9 +4,15 @@ import pytest
 import torch
 
 from masked_swin import MaskKey
-from masked_swin.kernels import CPU_LIBRARY
-from masked_swin.kernels.noise import _normal
+from masked_swin.kernels.backends import choose
+from masked_swin.kernels.noise import NormalInputs
 from masked_swin.masking import gaussian_noise
+from tests.support.examples import names_here
+
+
+def normal(seed, draw, sample, channels, pixels, dtype, backend="reference"):
+    inputs = NormalInputs(seed, draw, sample, channels, pixels, dtype)
+    return choose("normal", inputs, backend).run(inputs)
 
 
 def key(seed=1, draw=2, samples=(3, 4)):
@@ -20,7 +26,7 @@ def noise(key, channels=3, height=8, width=9, dtype=torch.float32):
 
 
 def test_moments_and_independence():
-    numbers = _normal(*key(samples=range(100)), 8, 1024, torch.float64)  # 8 channels: all words of two counters
+    numbers = normal(*key(samples=range(100)), 8, 1024, torch.float64)  # 8 channels: all words of two counters
     count = numbers.numel()
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs(numbers.pow(power).mean().item() - moment) < 5 * (variance / count) ** 0.5
@@ -32,7 +38,7 @@ def test_moments_and_independence():
 
 
 def test_largest_and_smallest_words_give_numbers():
-    assert torch.isfinite(_normal(*key(), 4, 50_000, torch.float32)).all()
+    assert torch.isfinite(normal(*key(), 4, 50_000, torch.float32)).all()
     image = torch.rand(2, 3, 8, 8)
     noisy = gaussian_noise(image, 0.5, key())
     assert noisy.min() == 0
@@ -40,13 +46,13 @@ def test_largest_and_smallest_words_give_numbers():
     assert torch.equal(gaussian_noise(image, 0.0, key()), image)
 
 
-@pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
+@pytest.mark.parametrize("backend", names_here("normal"))
 @pytest.mark.parametrize("seed", [0, 2**62 + 12345])
 @pytest.mark.parametrize(("channels", "pixels"), [(1, 1), (3, 1000), (4, 64), (6, 129)])
-def test_same_numbers_in_cpp(seed, channels, pixels):
+def test_every_backend_makes_the_same_numbers(seed, channels, pixels, backend):
     of = key(seed, 2**31 + 5, (0, 7, 2**32 + 7, 123456789))
-    ours = torch.ops.masked_swin.normal_cpu(*of, channels, pixels)
-    torch.testing.assert_close(ours.double(), _normal(*of, channels, pixels, torch.float64), rtol=3e-7, atol=1e-6)
+    ours = normal(*of, channels, pixels, torch.float32, backend)
+    torch.testing.assert_close(ours.double(), normal(*of, channels, pixels, torch.float64), rtol=3e-7, atol=1e-6)
 
 
 def test_noise_depends_on_the_key_alone():
@@ -65,11 +71,6 @@ def test_other_dtypes(dtype):
     noisy = gaussian_noise(image.to(dtype), 0.1, key())
     assert noisy.dtype == dtype
     torch.testing.assert_close(noisy.float(), gaussian_noise(image, 0.1, key()), rtol=0, atol=1e-2)
-
-
-@pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
-def test_opcheck():
-    torch.library.opcheck(torch.ops.masked_swin.normal_cpu.default, (*key(), 3, 40))
 
 
 @pytest.mark.parametrize(
@@ -91,3 +92,9 @@ def test_gradient_stops_where_noise_is_clipped():
     (gradient,) = torch.autograd.grad(noisy.sum(), image)
     inside = (noisy > 0) & (noisy < 1)
     assert torch.equal(gradient != 0, inside)
+
+
+@pytest.mark.parametrize("sigma", [15, -0.1, float("nan")])
+def test_a_sigma_in_units_of_8_bits_is_refused(sigma):
+    with pytest.raises(ValueError, match=r"sigma must lie in \[0, 1\].*/ 255"):
+        gaussian_noise(torch.rand(2, 3, 8, 8), sigma, key())

@@ -226,7 +226,6 @@ def test_drop_path_scale_weighs_each_branch_of_each_image():
     ("changes", "message"),
     [
         ({"x": torch.zeros(8, 12, CHANNELS)}, r"x must be \(B, H, W, C\)"),
-        ({"x": torch.zeros(0, 8, 12, CHANNELS)}, "at least one image"),
         ({"x": torch.zeros(1, 9, 12, CHANNELS)}, "not a multiple"),
         ({"x": torch.zeros(1, 8, 12, 10)}, "norm1_weight must be"),
         ({"drop_path_scale": torch.ones(2, 1, requires_grad=True)}, "has no gradient"),

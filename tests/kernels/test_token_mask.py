@@ -1,9 +1,12 @@
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from masked_swin.kernels import CPU_LIBRARY, Windows, token_mask
+from masked_swin.kernels import Windows, ratio_tensor, token_mask
 from masked_swin.kernels.geometry import token_order
-from masked_swin.kernels.token_mask import _token_mask_torch, percent_range, philox
+from masked_swin.kernels.philox import philox
+from masked_swin.kernels.token_mask import random_words
+from tests.support.examples import names_here
 
 # Known answers of Random123 1.14 (kat_vectors, philox4x32 with 10 rounds): counter, key, result.
 KNOWN_ANSWERS = [
@@ -27,23 +30,74 @@ def test_philox_known_answers(counter, key, expected):
     assert tuple(word.item() for word in words) == expected
 
 
-def python_mask(seed, draw, sample, tokens, ratio, heads=None, per_sample=False):
-    mask = _token_mask_torch(
-        tensor(seed), tensor(draw), tensor(sample), tokens, heads or 1, percent_range(ratio), per_sample, None
-    )
-    return mask if heads else mask[:, 0]
-
-
-@pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
+@pytest.mark.parametrize("backend", names_here("token_mask"))
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**62 + 12345])
 @pytest.mark.parametrize("ratio", [0.0, 0.01, 0.75, 1.0, (0.3, 0.5), (0.0, 1.0)])
 @pytest.mark.parametrize("heads", [None, 3])
-def test_same_bits_in_cpp(seed, ratio, heads):
+def test_every_backend_draws_the_same_bits(seed, ratio, heads, backend):
     sample = [0, 7, 2**32 + 7, 123456789]
     for draw, per_sample in ((0, False), (2**31 + 5, True)):
+        key = tensor(seed), tensor(draw), tensor(sample)
         options = {"heads": heads, "ratio_per_sample": per_sample}
-        native = token_mask(tensor(seed), tensor(draw), tensor(sample), 150, ratio, **options)
-        assert torch.equal(native, python_mask(seed, draw, sample, 150, ratio, heads, per_sample))
+        ours, wanted = (token_mask(*key, 150, ratio, backend=name, **options) for name in (backend, "reference"))
+        assert torch.equal(ours, wanted)
+
+
+def test_a_drawn_ratio_is_a_word_of_its_own():
+    """The percentage of an image and head: low + word * (high - low + 1) / 2^32, of the reserved index."""
+    seed, draw, sample = tensor(5), tensor(9), tensor([3, 4])
+    words = [
+        philox((tensor(0xFFFFFFFF), tensor(i), draw, tensor(h)), (seed, tensor(0)))[0] for i in (3, 4) for h in (0, 1)
+    ]
+    percents = [20 + (word.item() * 61 >> 32) for word in words]
+    mask = token_mask(seed, draw, sample, 4096, (0.2, 0.8), heads=2, ratio_per_sample=True)
+    tokens = philox((torch.arange(4096), sample[:, None, None], draw, torch.arange(2)[:, None]), (seed, tensor(0)))[0]
+    thresholds = tensor([percent * 2**32 // 100 for percent in percents]).view(2, 2, 1)
+    assert torch.equal(mask, tokens < thresholds)
+
+
+@pytest.mark.parametrize("heads", [None, 2])
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("ratio", [0.75, (0.3, 0.6)])
+def test_a_ratio_in_a_tensor_gives_the_same_mask(ratio, exact, heads):
+    options = {"heads": heads, "windows": Windows(8, 8, (4, 4)), "exact": exact, "ratio_per_sample": True}
+    key = tensor(5), tensor(9), tensor([3, 4, 5])
+    number, data = (token_mask(*key, 64, given, **options) for given in (ratio, ratio_tensor(ratio)))
+    assert torch.equal(number, data)
+
+
+def test_values_of_a_tensor_are_clamped():
+    key = tensor(5), tensor(9), tensor([3, 4])
+    for given, ratio in (
+        (tensor(130), 1.0),
+        (tensor(-7), 0.0),
+        (tensor([40, 20]), 0.4),
+        (tensor([-5, 300]), (0.0, 1.0)),
+    ):
+        assert torch.equal(token_mask(*key, 500, given), token_mask(*key, 500, ratio))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_schedule_of_ratios_compiles_nothing_anew():
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(token_mask, fullgraph=True, backend=counter)
+    key, shares = (tensor(5), tensor(9), torch.arange(8)), []
+    for percent in range(0, 101, 20):
+        mask = compiled(*key, 512, tensor(percent))
+        assert torch.equal(mask, token_mask(*key, 512, percent / 100))
+        shares.append(mask.double().mean().item())
+    assert shares == sorted(shares)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("backend", [*names_here("random_words"), "reference"])
+def test_words_are_those_of_philox(backend):
+    seed, draw, sample = tensor(2**62 + 12345), tensor(2**31 + 5), tensor([0, 2**32 + 7])
+    words = random_words(seed, draw, sample, 9, first=0xFFFFFFFC, first_head=0xFFFFFFFE, heads=3, backend=backend)
+    index, head = (torch.arange(9) + 0xFFFFFFFC) % 2**32, (torch.arange(3) + 0xFFFFFFFE) % 2**32
+    counter = (index, (sample % 2**32)[:, None, None], draw, head[:, None])
+    assert torch.equal(words, philox(counter, (seed % 2**32, seed >> 32))[0].expand(2, 3, 9))
 
 
 def test_first_word_decides_at_its_threshold():
@@ -117,6 +171,9 @@ def test_exact_masks_the_smallest_words_of_each_window(windows):
         ({"sample": torch.zeros(2)}, "sample must be an int64 tensor"),
         ({"exact": True}, "exact masks need the windows"),
         ({"heads": 0}, "heads"),
+        ({"ratio": torch.tensor(0.5)}, r"int64 percents of shape \(\) or \(2,\).*use ratio_tensor"),
+        ({"ratio": torch.tensor([1, 2, 3])}, r"got torch.int64 \(3,\)"),
+        ({"backend": "gpu9"}, "has no backend 'gpu9'"),
     ],
 )
 def test_bad_arguments_are_refused(change, message):

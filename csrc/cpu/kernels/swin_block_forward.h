@@ -1,11 +1,11 @@
-// A whole Swin block in one pass over the image: window by window, everything between reading x and writing y stays in
+// A whole Swin block in one pass over the image, window by window: everything between reading x and writing y stays in
 // cache. The mathematics is in kernels/README.md.
 //
 // "cm" is [channel][token of the window], tokens in the SIMD lanes: for products with packed weights, the second
-// LayerNorm and GELU. "tm" is [token][channel]: for the work on visible tokens only, exact in their number, and for all
-// weight gradients. Rows of tm buffers are in `rank` order, visible tokens first, unless they are said to be in place
-// order. Column C of the normalised tokens holds 1: weight gradients then bring the gradient of the bias along. The
-// LayerNorms' weight and bias are folded into the product that follows: W' = W diag(g), b' = b + W beta.
+// LayerNorm and GELU. "tm" is [token][channel]: for work on exactly the visible tokens, and for all weight gradients.
+// Rows of tm buffers are in rank order, visible tokens first, unless the name ends in "positions". Column C of the
+// normalised tokens holds 1, so that weight gradients contain the gradient of the bias. The weight and bias of a
+// LayerNorm are folded into the product that follows: W' = W diag(g), b' = b + W beta.
 #pragma once
 #include <math.h>
 
@@ -16,8 +16,6 @@
 namespace masked_swin {
 namespace MASKED_SWIN_ISA {
 namespace {
-
-constexpr float LAYER_NORM_EPSILON = 1e-5f;
 
 // out(row, lane, sum_k w[row][k] b[k][lane]) for a weight packed in blocks of PACK rows.
 template <class A, class Out>
@@ -35,25 +33,26 @@ static void packed_product(int rows, int depth, const float* packed, const float
   }
 }
 
-// A is what products compute in; `words` hold their operands in this form, for a moment.
+// A is the arithmetic of products (product.h); `words` hold their operands in its form.
 template <class Sizes, class A>
 struct Forward : Tokens<Sizes> {
   typedef Tokens<Sizes> Base;
-  using Base::a, Base::offset, Base::order, Base::rank, Base::place, Base::visible, Base::groups, Base::visible_count,
-      Base::kind, Base::attention_factor, Base::mlp_factor, Base::prefetch_next, Base::prefetch_out;
-  using Sizes::C, Sizes::M, Sizes::N, Sizes::places, Sizes::D, Sizes::heads, Sizes::lanes, Sizes::padded,
+  using Base::a, Base::offset, Base::order, Base::rank, Base::position, Base::visible, Base::visible_lanes,
+      Base::visible_count, Base::mask_pattern, Base::attention_factor, Base::mlp_factor, Base::prefetch_next,
+      Base::prefetch_out;
+  using Sizes::C, Sizes::M, Sizes::N, Sizes::positions, Sizes::D, Sizes::heads, Sizes::lanes, Sizes::padded,
       Sizes::kv_stride;
   const Prepared p;
   const float scale;
   const size_t cm, tm, kv, tile_size, hidden;  // sizes of buffers
-  // of the present window
-  int query_rows = 0;    // tokens with a q of their own
-  bool compact = false;  // masked queries are one
+  // of the current window
+  int query_rows = 0;         // tokens with a q of their own
+  bool shared_query = false;  // all masked tokens have one q
   Tile tile{};
   const float** pointers;
   float** targets;
   float *x_cm, *normed_cm, *attended_cm, *q_cm, *hidden_cm, *normed_tm, *q_tm, *kv_tm;
-  float *raw, *exponentials, *inverse, *shared, *weight, *rstd1, *rstd2, *bias_part, *words[6];
+  float *qk, *exponentials, *inverse, *shared, *weight, *rstd1, *rstd2, *compact_bias, *words[6];
 
   Forward(const Problem& problem, const float* prepared)
       : Base(problem),
@@ -74,34 +73,34 @@ struct Forward : Tokens<Sizes> {
     s.take(tm, normed_tm, q_tm);
     s.take(kv, kv_tm);
     s.take(a.grad_out ? tile_size * heads : tile_size, exponentials);
-    s.take(tile_size, raw);
+    s.take(tile_size, qk);
     s.take((size_t)heads * lanes, inverse, shared, weight);
     s.take(lanes, rstd1, rstd2);
-    s.take(a.mode == MaskMode::visible ? tile_size : 0, bias_part);
+    s.take(a.mode == MaskMode::visible ? tile_size : 0, compact_bias);
     for (float*& buffer : words) s.take(A::DEPTH == 1 ? 0 : hidden > kv + tile_size ? hidden : kv + tile_size, buffer);
   }
 
   float* tile_of(int head) const { return exponentials + (a.grad_out ? (size_t)(N + 1) * lanes * head : 0); }
   Operand columns_of(const float* p, int at, int stride) const { return {p + at / A::DEPTH, stride / A::DEPTH, 1}; }
-  int queries() const { return compact ? visible_count + 1 : N; }
-  Part part() const { return {groups, place, N, PreparedBias::lanes(a.bias), lanes}; }
-  // A tile of the bias, for the tokens that are computed. (`top` need not be theirs: it tells which queries may be
-  // without a key, and here each has its own.)
-  const float* part_of(const float* tile) const {
-    if (N == places) return tile;
-    part().take(tile, bias_part);
-    return bias_part;
+  int unique_queries() const { return shared_query ? visible_count + 1 : N; }
+  Compaction compaction() const { return {visible_lanes, position, N, PreparedBias::lanes(a.bias), lanes}; }
+  // A tile of the bias for the computed tokens. `top` stays that of the window: it tells which queries may have no key,
+  // and every computed query has its own.
+  const float* compacted(const float* tile) const {
+    if (N == positions) return tile;
+    compaction().gather(tile, compact_bias);
+    return compact_bias;
   }
 
   __attribute__((noinline)) void enter(int64_t window) {
     Base::enter(window);
     query_rows = a.mode == MaskMode::drop ? N : visible_count;
-    tile = {lanes, lanes, visible_count, N, a.bias.masked, scale, order, visible};
-    compact = tile.any_masked();
-    if (compact) tile.groups = groups;
+    tile = {lanes, lanes, visible_count, N, a.bias.shared_key, scale, order, visible};
+    shared_query = tile.any_masked();
+    if (shared_query) tile.shared_query = visible_lanes;
   }
 
-  // f(number of vectors, first lane), in blocks whose vectors are worked on side by side
+  // f(number of vectors, first lane) for blocks of vectors that are worked on together
   template <int N>
   struct Vectors {
     static constexpr int count = N;
@@ -146,35 +145,36 @@ struct Forward : Tokens<Sizes> {
     product<A>(visible_count, 2 * C, C, normed, p.wkv, kv_stride, [=, this](int r, int n, Vec v) INLINE_LAMBDA {
       store(kv + (size_t)r * kv_stride + n, v + load(bkv + n));
     });
-    if (tile.masked) {
-      memcpy(kv + (size_t)visible_count * kv_stride, p.masked_kv, sizeof(float) * 2 * C);
-      if (compact) memcpy(q + (size_t)visible_count * padded, p.masked_q, sizeof(float) * padded);
+    if (tile.shared_key) {
+      memcpy(kv + (size_t)visible_count * kv_stride, p.shared_kv, sizeof(float) * 2 * C);
+      if (shared_query) memcpy(q + (size_t)visible_count * padded, p.shared_q, sizeof(float) * padded);
     }
-    for (int i = 0; i < queries(); i++) pointers[i] = q + (size_t)(compact ? i : rank[i]) * padded;
-    gather_transposed(pointers, queries(), round_up(queries()), C, q_cm, lanes);
+    const int queries = unique_queries();
+    for (int i = 0; i < queries; i++) pointers[i] = q + (size_t)(shared_query ? i : rank[i]) * padded;
+    gather_transposed(pointers, queries, round_up(queries), C, q_cm, lanes);
   }
 
   __attribute__((noinline)) void attention() {
-    const int rows = tile.rows(), wide = queries();
+    const int rows = tile.rows(), wide = unique_queries();
     const float* const q = by_rows<A>(q_cm, C, wide, lanes, words[0]);
     const float* const k = by_columns<A>(kv_tm, rows, C, kv_stride, words[1]);
     const float* const v = by_rows<A>(kv_tm + C, rows, C, kv_stride, words[2]);
     for (int head = 0; head < heads; head++) {
       const int at = head * D;
       float *score = tile_of(head), *inv = inverse + head * lanes;
-      Bias bias = p.bias.at(kind, head);
-      bias.exp_bias = part_of(bias.exp_bias);
+      BiasTile bias = p.bias.at(mask_pattern, head);
+      bias.exp_bias = compacted(bias.exp_bias);
       auto multiply = [&] {
-        product<A>(rows, wide, D, columns_of(k, at, kv_stride), q + (size_t)at / A::DEPTH * lanes, lanes, raw, lanes);
+        product<A>(rows, wide, D, columns_of(k, at, kv_stride), q + (size_t)at / A::DEPTH * lanes, lanes, qk, lanes);
       };
       multiply();
-      if (!tile.factored_softmax(bias, raw, score, inv, shared + head * lanes, weight + head * lanes)) {
+      if (!tile.factored_softmax(bias, qk, score, inv, shared + head * lanes, weight + head * lanes)) {
         multiply();
-        bias.bias = part_of(bias.bias);
-        tile.softmax(bias, raw, score, inv, shared + head * lanes, weight + head * lanes);
+        bias.bias = compacted(bias.bias);
+        tile.softmax(bias, qk, score, inv, shared + head * lanes, weight + head * lanes);
       }
       float* out = attended_cm + (size_t)at * lanes;
-      product<A>(D, lanes, rows, {v + at, 1, kv_stride}, by_rows<A>(score, rows, lanes, lanes, raw), lanes,
+      product<A>(D, lanes, rows, {v + at, 1, kv_stride}, by_rows<A>(score, rows, lanes, lanes, qk), lanes,
                  [=, this](int c, int l, Vec o)
                      INLINE_LAMBDA { store(out + (size_t)c * lanes + l, o * load(inv + l)); });
     }

@@ -1,5 +1,4 @@
-// The weights of a fused Swin block: folded and packed before the windows, and their gradients made of the windows'
-// sums after.
+// The weights of a Swin block: folded and packed before the windows. Their gradients: made of the windows' sums after.
 #pragma once
 #include "gelu.h"
 #include "swin_block_window.h"
@@ -10,15 +9,14 @@ namespace {
 
 typedef SwinBlock Problem;
 
-constexpr int PACK = ACCUMULATORS / VECTORS;  // rows of a packed weight that are multiplied together
+constexpr int PACK = ACCUMULATORS / VECTORS;  // rows of a packed weight, multiplied together
 int pack_up(int n) { return (n + PACK - 1) / PACK * PACK; }
-int lanes_of(const Problem& a) { return round_up(a.tokens()); }
 
-// Sizes and places of what all windows read: bias tiles, folded and packed weights.
+// Sizes and addresses of what all windows read: bias tiles, folded and packed weights.
 struct Prepared {
   int C, M, padded, kv_padded;
   PreparedBias bias;
-  float *wq, *wkv, *bq, *bkv, *masked_q, *masked_kv, *wp, *w1, *b1, *w2, *gelu;  // forward
+  float *wq, *wkv, *bq, *bkv, *shared_q, *shared_kv, *wp, *w1, *b1, *w2, *gelu;  // forward
   float *wp_back, *w2_back, *w1_back, *wq_back, *wkv_back;                       // backward
   size_t size;
 
@@ -28,8 +26,8 @@ struct Prepared {
     auto take = [&](size_t count, auto&... buffers) { ((buffers = next, next += (count + 15) / 16 * 16), ...); };
     take((size_t)C * padded, wq);
     take((size_t)C * kv_padded, wkv);
-    take(padded, bq, masked_q);
-    take(kv_padded, bkv, masked_kv);
+    take(padded, bq, shared_q);
+    take(kv_padded, bkv, shared_kv);
     take((size_t)pack_up(C) * C, wp);
     take((size_t)pack_up(M) * C, w1);
     take(M, b1);
@@ -46,7 +44,7 @@ struct Prepared {
   }
 };
 
-// Weights of PACK rows side by side, in words along the sum.
+// Interleaves the weights of PACK rows, in words along the sum.
 template <class A, class F>
 void pack(float* to, int rows, int depth, F&& weight) {
   const auto value = [&](int row, int k) { return row < rows && k < depth ? weight(row, k) : 0.0f; };
@@ -59,9 +57,9 @@ enum PrepareJob { PREPARE_QKV, PREPARE_PROJ, PREPARE_FC1, PREPARE_FC2, PREPARE_J
 
 template <class A>
 void prepare_qkv(const Problem& a, const Prepared& p) {
-  const BlockWeights& w = a.weights;
+  const BlockWeights<const float*>& w = a.weights;
   const int C = p.C;
-  // Padding columns multiply to 0.
+  // Padding columns are 0.
   memset(p.wq, 0, (char*)p.wp - (char*)p.wq);
   if (a.grad_out) {
     memset(p.wq_back, 0, sizeof(float) * C * p.padded);
@@ -71,16 +69,16 @@ void prepare_qkv(const Problem& a, const Prepared& p) {
     const bool q = n < C;
     const int at = q ? n : n - C, stride = q ? p.padded : p.kv_padded;
     float *forward = q ? p.wq : p.wkv, *back = q ? p.wq_back : p.wkv_back;
-    float bias = w.qkv_bias[n], masked = w.qkv_bias[n];
+    float bias = w.qkv_bias[n], shared = w.qkv_bias[n];  // `shared`: of the masked tokens
     for (int c = 0; c < C; c++) {
       const float weight = w.qkv_weight[(size_t)n * C + c];
       bias += weight * w.norm1_bias[c];
-      if (a.mode == MaskMode::token) masked += weight * w.mask_token[c];
+      if (a.mode == MaskMode::token) shared += weight * a.mask_token[c];
       forward[(size_t)c * stride + at] = weight * w.norm1_weight[c];
       if (a.grad_out) back[(size_t)at * p.padded + c] = weight * w.norm1_weight[c];
     }
     (q ? p.bq : p.bkv)[at] = bias;
-    (q ? p.masked_q : p.masked_kv)[at] = masked;
+    (q ? p.shared_q : p.shared_kv)[at] = shared;
   }
   by_rows<A>(p.wq, C, p.padded, p.padded, p.wq);
   by_rows<A>(p.wkv, C, p.kv_padded, p.kv_padded, p.wkv);
@@ -91,7 +89,7 @@ void prepare_qkv(const Problem& a, const Prepared& p) {
 
 template <class A>
 void prepare_job(const Problem& a, const Prepared& p, int job) {
-  const BlockWeights& w = a.weights;
+  const BlockWeights<const float*>& w = a.weights;
   const int C = p.C, M = p.M;
   const bool backward = a.grad_out != nullptr;
   if (job == PREPARE_QKV) prepare_qkv<A>(a, p);
@@ -116,10 +114,10 @@ void prepare_job(const Problem& a, const Prepared& p, int job) {
   }
 }
 
-// Sums of one chunk: weight gradients with respect to the normalised inputs, [output][input], where input C is the
-// constant 1, which gives the gradient of the bias; but for fc2 and proj, [input][output].
+// Sums of one chunk: gradients of the folded weights, [output][input], where input C is the constant 1 and gives the
+// gradient of the bias. Those of fc2 and proj are [input][output].
 struct Sums {
-  float *bias, *qkv, *proj, *fc1, *fc2, *b_masked, *b_proj, *b_fc2;
+  float *bias, *qkv, *proj, *fc1, *fc2, *b_shared, *b_proj, *b_fc2;
   size_t size;
 
   Sums(const Problem& a, float* memory) {
@@ -130,14 +128,13 @@ struct Sums {
     take(3 * C * padded, qkv);
     take(C * padded, proj);
     take(M * padded, fc1, fc2);
-    take(padded + round_up(2 * C), b_masked);
+    take(padded + round_up(2 * C), b_shared);
     take(padded, b_proj, b_fc2);
     size = next - memory;
   }
 };
 
-// Gradients of W, b, g and beta from those of W' = W diag(g) and b' = b + W beta: R = dW' and r = db', one row at a
-// time.
+// Makes one row of the gradients of W, b, g and beta from that of W' = W diag(g) and b' = b + W beta: R = dW', r = db'.
 void unfold_row(int C, const float* R, float r, const float* w, const float* g, const float* beta, float* dw, float* dg,
                 float* dbeta) {
   for (int c = 0; c < C; c++) {
@@ -150,27 +147,29 @@ void unfold_row(int C, const float* R, float r, const float* w, const float* g, 
 enum FinishJob { FINISH_QKV, FINISH_PROJ, FINISH_MLP, FINISH_JOBS };  // then one for the bias of each head
 
 void finish_qkv(const Problem& a, const Sums& s) {
-  const BlockWeights &w = a.weights, &g = a.grads;
+  const BlockWeights<const float*>& w = a.weights;
+  const BlockWeights<float*>& g = a.grads;
   const int C = a.channels, padded = round_up(C + 1);
-  float* const added_to[] = {g.norm1_weight, g.norm1_bias, g.mask_token};
-  for (float* row : added_to)
-    if (row) memset(row, 0, sizeof(float) * C);
+  float* const added_to[] = {g.norm1_weight, g.norm1_bias, a.grad_mask_token};
+  for (float* grad : added_to)
+    if (grad) memset(grad, 0, sizeof(float) * C);
   for (int n = 0; n < 3 * C; n++) {
     const int at = n < C ? n : padded + n - C;
-    const float *weight = w.qkv_weight + (size_t)n * C, r = s.qkv[(size_t)n * padded + C], masked = s.b_masked[at];
+    const float *weight = w.qkv_weight + (size_t)n * C, r = s.qkv[(size_t)n * padded + C], shared = s.b_shared[at];
     float* dw = g.qkv_weight + (size_t)n * C;
     unfold_row(C, s.qkv + (size_t)n * padded, r, weight, w.norm1_weight, w.norm1_bias, dw, g.norm1_weight,
                g.norm1_bias);
-    g.qkv_bias[n] = r + masked;
-    for (int c = 0; g.mask_token && c < C; c++) {
-      dw[c] += masked * w.mask_token[c];
-      g.mask_token[c] += masked * weight[c];
+    g.qkv_bias[n] = r + shared;
+    for (int c = 0; a.grad_mask_token && c < C; c++) {
+      dw[c] += shared * a.mask_token[c];
+      a.grad_mask_token[c] += shared * weight[c];
     }
   }
 }
 
 void finish_mlp(const Problem& a, const Sums& s) {
-  const BlockWeights &w = a.weights, &g = a.grads;
+  const BlockWeights<const float*>& w = a.weights;
+  const BlockWeights<float*>& g = a.grads;
   const int C = a.channels, M = a.hidden, padded = round_up(C + 1);
   memset(g.norm2_weight, 0, sizeof(float) * C);
   memset(g.norm2_bias, 0, sizeof(float) * C);
@@ -188,7 +187,7 @@ int finish_jobs(const Problem& a) { return FINISH_JOBS + a.bias.heads; }
 
 void finish(const Problem& a, const float* prepared, float* total, int job) {
   const Sums s(a, total);
-  const BlockWeights& g = a.grads;
+  const BlockWeights<float*>& g = a.grads;
   const int C = a.channels;
   if (job == FINISH_QKV) finish_qkv(a, s);
   if (job == FINISH_MLP) finish_mlp(a, s);
@@ -200,8 +199,8 @@ void finish(const Problem& a, const float* prepared, float* total, int job) {
   if (job < FINISH_JOBS) return;
   const int head = job - FINISH_JOBS;
   const int entries = (2 * a.window_height - 1) * (2 * a.window_width - 1);
-  for (int i = 0; i < entries; i++) g.bias[(size_t)i * a.bias.heads + head] = 0.0f;
-  BiasSums::finish({a.bias, prepared}, s.bias, g.bias, head);
+  for (int i = 0; i < entries; i++) g.position_bias_table[(size_t)i * a.bias.heads + head] = 0.0f;
+  BiasSums::finish({a.bias, prepared}, s.bias, g.position_bias_table, head);
 }
 
 }  // namespace

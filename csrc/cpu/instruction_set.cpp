@@ -1,4 +1,4 @@
-// Chooses the instruction set.
+// Chooses the instruction set: the best one of this machine that MASKED_SWIN_CPU_ISA allows.
 #include <cstdlib>
 #include <cstring>
 
@@ -24,16 +24,18 @@ const Kernels& kernels();
 namespace {
 
 const Kernels& best_kernels() {
-  const char* wanted = std::getenv("MASKED_SWIN_CPU_ISA");  // this one or a lesser one
-  [[maybe_unused]] auto asked_for = [&](const char* name) { return wanted && !std::strcmp(wanted, name); };
+  const char* limit = std::getenv("MASKED_SWIN_CPU_ISA");
+  [[maybe_unused]] auto limited_to = [&](const char* name) { return limit && !std::strcmp(limit, name); };
 #ifdef MASKED_SWIN_X86
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool less = asked_for("avx2") || asked_for("portable");
-  if (avx512 && __builtin_cpu_supports("avx512bf16") && !less && !asked_for("avx512")) return avx512_bf16::kernels();
-  if (avx512 && !less) return avx512::kernels();
-  if (!asked_for("portable") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels();
+  const bool below_avx512 = limited_to("avx2") || limited_to("portable");
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && !below_avx512 && !limited_to("avx512"))
+    return avx512_bf16::kernels();
+  if (avx512 && !below_avx512) return avx512::kernels();
+  if (!limited_to("portable") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return avx2::kernels();
 #endif
   return portable::kernels();
 }
@@ -47,8 +49,7 @@ const Kernels& kernels() {
 
 }  // namespace masked_swin
 
-// The instruction set in use; MASKED_SWIN_CPU_ISA=portable|avx2|avx512|avx512_bf16 in the environment asks for a lesser
-// one.
+// The name of the instruction set in use, for kernels/cpu/library.py.
 extern "C" __attribute__((visibility("default"))) const char* masked_swin_cpu_isa() {
   return masked_swin::kernels().name;
 }

@@ -1,5 +1,5 @@
-// Small helpers between torch's stable tensors and the kernels' structs. The operators' schemas, shape functions and
-// gradients are in kernels/ops.py; shapes are checked again in C++ wherever memory is at stake.
+// Helpers between torch's stable tensors and the structs of problem.h. Schemas, shape functions and gradients of the
+// operators are in kernels/ops.py. C++ checks shapes again wherever memory is at stake.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -9,7 +9,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "problem.h"
 
 namespace masked_swin {
 
@@ -34,7 +34,10 @@ T* data(const MaybeTensor& t) {
   return t ? data<T>(*t) : nullptr;
 }
 
-inline Tensor empty(const Tensor& like, std::vector<int64_t> sizes) { return torch::stable::new_empty(like, sizes); }
+// A new tensor of the dtype of `like`, if there is no other.
+inline Tensor empty(const Tensor& like, std::vector<int64_t> sizes, std::optional<ScalarType> type = std::nullopt) {
+  return torch::stable::new_empty(like, sizes, type);
+}
 inline Tensor contiguous_like(const Tensor& t) {
   return empty(t, std::vector<int64_t>(t.sizes().begin(), t.sizes().end()));
 }

@@ -1,9 +1,9 @@
-// Vectors of fp32: all that the CPU kernels are written in, together with the products of product.h.
+// Vectors of fp32, in which the kernels are written together with the products of product.h.
 //
-// Every CPU source is compiled once per instruction set (setup.py) with MASKED_SWIN_ISA naming it. GCC/Clang vector
-// types make one source serve all of them. Such a file includes C headers only and keeps everything in the namespace of
-// its instruction set: an inline function of the C++ library, compiled here for AVX-512 and merged by the linker, would
-// crash older machines.
+// setup.py compiles every source of this folder once per instruction set, which MASKED_SWIN_ISA names. GCC/Clang vector
+// types make one source serve all. A source includes C headers only and keeps everything in the namespace of its
+// instruction set: the linker could merge an inline function of the C++ library, compiled here for AVX-512, into code
+// that older machines run.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -36,7 +36,7 @@ typedef float VecUnaligned __attribute__((vector_size(LANES * 4), aligned(4), ma
 
 INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
 INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
-INLINE Vec splat(float a) {  // keeps all bits, be they a number or not
+INLINE Vec splat(float a) {  // keeps all bits, those of words too
 #if defined(__AVX512F__)
   return reinterpret_cast<Vec>(_mm512_set1_ps(a));
 #else
@@ -149,7 +149,7 @@ INLINE void transpose(Vec (&r)[LANES]) {
 INLINE void transpose(Vec (&r)[LANES]) { exchange_all<1>(r); }
 #endif
 
-// The first `count` <= LANES values of a vector: nothing behind them is touched; a load fills up with 0.
+// The first `count` <= LANES values of a vector. Nothing past them is touched; a load fills up with 0.
 INLINE Vec load_first(const float* p, int count) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
@@ -180,8 +180,8 @@ INLINE Vec expand(const float* p, uint32_t lanes, Vec other) {
 #endif
 }
 
-// The reverse: the lanes with a set bit are stored one behind the other, and something behind them, up to LANES values.
-// Returns the other lanes, and 0 in these.
+// The reverse: stores the lanes with a set bit adjacently, and arbitrary values past them, up to LANES in all. Returns
+// the other lanes, and 0 in these.
 INLINE Vec compress(float* p, uint32_t lanes, Vec v) {
 #if defined(__AVX512F__)
   const __mmask16 mask = static_cast<__mmask16>(lanes);

@@ -1,4 +1,4 @@
-// Scratch memory of the kernels.
+// Scratch memory of the kernels, kept by each thread.
 #pragma once
 #include <stddef.h>
 #include <stdlib.h>
@@ -11,10 +11,10 @@ namespace {
 struct Arena {
   char* memory = nullptr;
   size_t size = 0;
-  void grow(size_t wanted) {
+  void grow(size_t requested) {
     free(memory);
     void* block = nullptr;
-    size = posix_memalign(&block, 64, wanted) ? 0 : wanted;
+    size = posix_memalign(&block, 64, requested) ? 0 : requested;
     memory = size ? static_cast<char*>(block) : nullptr;
     if (memory) memset(memory, 0, size);
   }
@@ -22,8 +22,8 @@ struct Arena {
 };
 thread_local Arena arena;
 
-// Scratch of one thread, cut into buffers. The memory stays with the thread: fresh pages for every call would cost a
-// tenth of its time. What it holds is arbitrary.
+// Cuts the thread's memory into buffers, whose content is arbitrary. The memory stays with the thread: fresh pages for
+// every call would cost a tenth of its time.
 class Scratch {
  public:
   // Two passes over the same code: the first adds up the sizes, the second hands out addresses.
@@ -47,7 +47,7 @@ class Scratch {
   template <class T>
   void take_one(size_t count, T*& buffer) {
     buffer = reinterpret_cast<T*>(memory_ + used_);
-    // An odd number of cache lines: equal columns of neighbouring buffers then do not fall on one cache set.
+    // An odd number of cache lines keeps equal columns of neighbouring buffers out of one cache set.
     used_ += ((count * sizeof(T) + 63) / 64 | 1) * 64;
   }
 

@@ -1,11 +1,11 @@
-// One product, in fp32 or with bf16 operands: acc[rows][vectors] += broadcast(a) * vector(b).
+// The one product of all kernels, in fp32 or with bf16 operands: acc[rows][vectors] += broadcast(a) * vector(b).
 #pragma once
 #include "simd.h"
 
 namespace masked_swin {
 namespace MASKED_SWIN_ISA {
 
-// What products compute in: `DEPTH` values along the sum share a 32-bit word. Sums are fp32.
+// The arithmetic of products: `DEPTH` values along the sum share a 32-bit word. Sums are fp32.
 struct Fp32 {
   static constexpr int DEPTH = 1;
   template <class F>
@@ -28,14 +28,14 @@ struct Bf16 {
     return reinterpret_cast<Vec>(
         _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
   }
-  // Words of two rows: value i of `first` and of `second`, rounded, in lane i.
+  // Words of two rows: lane i holds the rounded values i of `first` and of `second`.
   static INLINE Vec pair(Vec first, Vec second) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const __m512bh both = _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first));
     return reinterpret_cast<Vec>(_mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(both)));
   }
-  // Words of two neighbours: half a vector of them.
+  // Stores words of neighbouring values: half a vector.
   static INLINE void store_narrow(float* p, Vec v) {
     const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
     memcpy(p, &half, sizeof(half));
@@ -111,19 +111,19 @@ static INLINE void product_rows(int rows, int depth, Operand a, const float* b, 
   }
 }
 
-template <class A, int NV, int MOST, class Out>
+template <class A, int NV, int MAX_ROWS, class Out>
 static void product_columns(int rows, int depth, Operand a, const float* b, int b_stride, Out&& out) {
-  if (rows % MOST == 0) {
-    for (int done = 0; done < rows; done += MOST, a.p += (ptrdiff_t)MOST * a.row_stride)
-      product_block<A, MOST, NV>(depth, a, b, b_stride,
-                                 [&](int i, int l, Vec v) INLINE_LAMBDA { out(done + i, l, v); });
+  if (rows % MAX_ROWS == 0) {
+    for (int done = 0; done < rows; done += MAX_ROWS, a.p += (ptrdiff_t)MAX_ROWS * a.row_stride)
+      product_block<A, MAX_ROWS, NV>(depth, a, b, b_stride,
+                                     [&](int i, int l, Vec v) INLINE_LAMBDA { out(done + i, l, v); });
     return;
   }
-  const int blocks = (rows + MOST - 1) / MOST;  // of nearly equal height: no thin last block
+  const int blocks = (rows + MAX_ROWS - 1) / MAX_ROWS;  // of nearly equal height: no thin last block
   for (int block = 0, done = 0; block < blocks; block++) {
     const int height = (rows - done) / (blocks - block);
-    product_rows<A, MOST, NV>(height, depth, a, b, b_stride,
-                              [&](int i, int l, Vec v) INLINE_LAMBDA { out(done + i, l, v); });
+    product_rows<A, MAX_ROWS, NV>(height, depth, a, b, b_stride,
+                                  [&](int i, int l, Vec v) INLINE_LAMBDA { out(done + i, l, v); });
     a.p += (ptrdiff_t)height * a.row_stride;
     done += height;
   }
@@ -144,12 +144,12 @@ static void product(int rows, int width, int depth, Operand a, const float* b, i
       l += 2 * LANES;
     }
   }
-  // Few accumulators hide too little latency: more rows, as many as there are registers for them and their operands.
-  constexpr int MOST = ACCUMULATORS < 14 ? ACCUMULATORS : 14;
-  if (left == 1) product_columns<A, 1, MOST>(rows, words<A>(depth), a, b + l, b_stride, shifted);
+  // One vector a row: more rows hide the latency, as many as there are registers for them and their operands.
+  constexpr int MAX_ROWS = ACCUMULATORS < 14 ? ACCUMULATORS : 14;
+  if (left == 1) product_columns<A, 1, MAX_ROWS>(rows, words<A>(depth), a, b + l, b_stride, shifted);
 }
 
-// The same, stored to c.
+// Stores the product to c.
 template <class A>
 static void product(int rows, int width, int depth, Operand a, const float* b, int b_stride, float* c, int c_stride) {
   product<A>(rows, width, depth, a, b, b_stride,
@@ -157,7 +157,7 @@ static void product(int rows, int width, int depth, Operand a, const float* b, i
 }
 
 // c[i][0 .. width) = or += factor * product, for a long sum over tokens: SUM_TOKENS at a time, which makes its rounding
-// error several times smaller for nothing. Nothing behind `width` is touched.
+// error several times smaller at no cost. Nothing past `width` is touched.
 constexpr int SUM_TOKENS = 64;
 template <class A>
 static void token_sum(int rows, int width, int tokens, Operand a, const float* b, int b_stride, float factor, bool add,

@@ -1,25 +1,25 @@
-// The sizes of a Swin block, and where the tokens of a window lie.
+// The sizes of a Swin block, and the tokens of its current window.
 #pragma once
-#include "attention.h"
+#include "attention_tile.h"
 
 namespace masked_swin {
 namespace MASKED_SWIN_ISA {
 namespace {
 
-// C channels, M hidden units, D channels of a head; N of the tokens at a window's `places` are computed: all, but in
-// mode visible the visible ones. `padded` has room for the constant 1 behind the channels.
+// C channels, M hidden units, D channels a head. A window has `positions`; N of them are computed: in mode visible the
+// visible ones, else all. `padded` has room for the constant 1 after the channels.
 struct AnySizes {
-  const int C, M, places, D, heads, padded, kv_stride;
+  const int C, M, positions, D, heads, padded, kv_stride;
   int N, lanes;
   explicit AnySizes(const SwinBlock& a)
       : C(a.channels),
         M(a.hidden),
-        places(a.tokens()),
+        positions(a.tokens()),
         D(a.head_dim),
         heads(a.bias.heads),
         padded(round_up(C + 1)),
         kv_stride(round_up(2 * C)),
-        N(places),
+        N(positions),
         lanes(round_up(N)) {}
   void compute(int tokens) {
     N = tokens;
@@ -27,10 +27,10 @@ struct AnySizes {
   }
 };
 
-// Sizes known to the compiler: loops and addresses become constants, which saves a tenth of the time.
+// Sizes that the compiler knows: constant loops and addresses save a tenth of the time.
 template <int C_, int M_, int N_, int D_>
 struct FixedSizes {
-  static constexpr int C = C_, M = M_, N = N_, places = N, D = D_, heads = C / D, lanes = round_up(N),
+  static constexpr int C = C_, M = M_, N = N_, positions = N, D = D_, heads = C / D, lanes = round_up(N),
                        padded = round_up(C + 1), kv_stride = round_up(2 * C);
   explicit FixedSizes(const SwinBlock&) {}
   static void compute(int) {}
@@ -39,27 +39,27 @@ struct FixedSizes {
   }
 };
 
-// The tokens of the present window. `rank` order has the visible ones first.
+// The tokens of the current window. Rank order has the visible ones first.
 template <class Sizes>
 struct Tokens : Sizes {
-  using Sizes::C, Sizes::N, Sizes::places, Sizes::lanes;
+  using Sizes::C, Sizes::N, Sizes::positions, Sizes::lanes;
   const SwinBlock& a;
-  int64_t located = -1;  // window of next_offset
-  int visible_count = 0, kind = 0;
+  int64_t located = -1;  // the window of next_offset
+  int visible_count = 0, mask_pattern = 0;
   float attention_factor = 1.0f, mlp_factor = 1.0f;  // stochastic depth
-  size_t *offset, *next_offset;                      // place -> first channel in x, for this window and the next
-  int *order, *rank;                                 // rank -> place and back
-  int* place;                                        // mode visible: computed token -> place in the whole window
+  size_t *offset, *next_offset;                      // position -> first channel in x, of this window and the next
+  int *order, *rank;                                 // rank -> position and back
+  int* position;                                     // mode visible: computed token -> position in the window
   unsigned char* visible;
-  Group* groups;
+  VisibleLanes* visible_lanes;
 
   explicit Tokens(const SwinBlock& problem) : Sizes(problem), a(problem) {}
 
   void lay_out(Scratch& s) {
     s.take(N, offset, next_offset);
-    s.take(N, order, rank, place);
+    s.take(N, order, rank, position);
     s.take(N, visible);
-    s.take(lanes / LANES, groups);
+    s.take(lanes / LANES, visible_lanes);
   }
 
   void locate(int64_t window, size_t* to) const {
@@ -85,21 +85,21 @@ struct Tokens : Sizes {
     located = window + 1 < a.windows() ? window + 1 : window;
     locate(located, next_offset);
     int count = 0;
-    for (int l = 0; l < places; l += LANES) {
-      Group group = {0, count};
-      for (int t = l; t < l + LANES && t < places; t++) {  // without branches: nobody can foretell a random mask
-        const bool seen = !a.keep || a.keep[offset[t] / C];
-        const int r = seen ? count : places - 1 - (t - count);
-        group.visible |= (uint32_t)seen << (t - l);
-        visible[t] = seen;
+    for (int l = 0; l < positions; l += LANES) {
+      VisibleLanes group = {0, count};
+      for (int t = l; t < l + LANES && t < positions; t++) {  // no branches: a random mask cannot be predicted
+        const bool is_visible = !a.keep || a.keep[offset[t] / C];
+        const int r = is_visible ? count : positions - 1 - (t - count);
+        group.bits |= (uint32_t)is_visible << (t - l);
+        visible[t] = is_visible;
         order[r] = t;
         rank[t] = r;
-        count += seen;
+        count += is_visible;
       }
-      groups[l / LANES] = group;
+      visible_lanes[l / LANES] = group;
     }
     visible_count = count;
-    kind = a.bias.kind ? a.bias.kind[window % a.bias.pattern_windows] : 0;
+    mask_pattern = a.bias.mask_pattern ? a.bias.mask_pattern[window % a.bias.pattern_windows] : 0;
     if (a.drop_path_scale) {
       const int64_t image = window / (a.windows_across() * a.windows_down());
       attention_factor = a.drop_path_scale[image];
@@ -108,23 +108,23 @@ struct Tokens : Sizes {
     if (a.mode == MaskMode::visible) leave_out_masked();
   }
 
-  // Masked tokens pass unchanged. From here on the window is its visible tokens, as if it had no other places.
+  // Copies masked tokens unchanged. From here on the window has its visible tokens only.
   void leave_out_masked() {
     const float* const from = a.grad_out ? a.grad_out : a.x;
-    for (int r = visible_count; r < places; r++)
+    for (int r = visible_count; r < positions; r++)
       memcpy(a.out + offset[order[r]], from + offset[order[r]], sizeof(float) * C);
     for (int r = 0; r < visible_count; r++) {
-      place[r] = order[r];
+      position[r] = order[r];
       offset[r] = offset[order[r]];
       order[r] = rank[r] = r;
     }
     Sizes::compute(visible_count);
   }
 
-  // One of `parts` shares of the rows that the next window reads, or this one writes. Late in the present window: what
-  // is fetched early is evicted again.
+  // Fetch one of `parts` shares of what the next window reads, or this one writes. Called late in the current window:
+  // what is fetched early is evicted again.
   void prefetch_next(const float* image, int part, int parts) const {
-    for (int t = places * part / parts; t < places * (part + 1) / parts; t++)
+    for (int t = positions * part / parts; t < positions * (part + 1) / parts; t++)
       for (int c = 0; c < C; c += 16) __builtin_prefetch(image + next_offset[t] + c);
   }
   void prefetch_out(int part, int parts) const {

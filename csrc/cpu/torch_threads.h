@@ -25,4 +25,10 @@ void run_backward(const Problem& problem, const Steps<Problem>& steps, int64_t w
   STD_TORCH_CHECK(done, "masked_swin: out of memory for scratch");
 }
 
+// Calls a kernel that takes ranges of `count` independent rows.
+template <class Problem>
+void run_rows(const Problem& problem, void (*kernel)(const Problem&, int64_t first, int64_t last), int64_t count) {
+  TorchThreads()(count, [&](int64_t first, int64_t last) { kernel(problem, first, last); });
+}
+
 }  // namespace masked_swin

@@ -1,14 +1,15 @@
-// Philox-4x32-10, the same bits as kernels/token_mask.py.
+// Philox-4x32-10: the same bits as kernels/philox.py.
 #pragma once
+#include "problem.h"
 #include "simd.h"
 
 namespace masked_swin {
 namespace MASKED_SWIN_ISA {
+namespace {
 
-constexpr uint32_t RESERVED = 0xFFFFFFFFu;
-constexpr int WORDS = 64;  // counters worked on together: plain loops that the compiler vectorises
+constexpr int WORDS = 64;  // counters of a block: the compiler vectorises plain loops over them
 
-// The four words of WORDS counters, the first of which increases.
+// The four words of WORDS counters with consecutive indices. Each part of a counter counts modulo 2^32.
 struct Words {
   uint32_t c0[WORDS], c1[WORDS], c2[WORDS], c3[WORDS];
 
@@ -29,5 +30,16 @@ struct Words {
   }
 };
 
+// f(words, at, count) for blocks of the indices first + at, at < total; the first `count` words of a block count.
+template <class F>
+INLINE void each_block(int64_t first, int64_t total, const RandomKey& key, int64_t image, uint32_t head, F&& f) {
+  for (int64_t at = 0; at < total; at += WORDS) {
+    const Words words((uint32_t)(first + at), (uint32_t)key.sample[image], (uint32_t)*key.draw, head,
+                      (uint64_t)*key.seed);
+    f(words, at, total - at < WORDS ? total - at : WORDS);
+  }
+}
+
+}  // namespace
 }  // namespace MASKED_SWIN_ISA
 }  // namespace masked_swin

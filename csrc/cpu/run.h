@@ -1,32 +1,31 @@
-// Runs an operation's steps in parallel. No torch in here: tests/checks/threads.cpp brings threads of its own.
+// Runs an operation's steps in parallel, without torch: tests/checks/threads.cpp brings threads of its own.
 #pragma once
 #include <algorithm>
 #include <atomic>
 #include <memory>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "kernels/table.h"
 
 namespace masked_swin {
 
-const Kernels& kernels();  // of the best instruction set, chosen once
+const Kernels& kernels();  // of the instruction set in use, chosen once
 
-// Windows are cut into chunks by their number alone: sums over windows have the same order, and results the same bits,
-// for any number of threads.
-// Their sums, `size` floats each, take 64 MB at most.
+// The number of chunks depends on that of windows alone. Sums over windows then have the same order, and results the
+// same bits, for any number of threads. The chunks' sums, `size` floats each, take at most 64 MB.
 inline int64_t chunk_count(int64_t windows, size_t size) {
   const int64_t room = (int64_t{1} << 24) / static_cast<int64_t>(std::max<size_t>(size, 1));
   return std::clamp<int64_t>(std::min(windows / 16, room), 1, 64);
 }
 
-// Memory that the calling thread keeps from call to call; what it holds is arbitrary.
+// Memory that the calling thread keeps from call to call. Its content is arbitrary.
 struct Buffers {
   std::vector<float> prepared, sums;
   static float* grown(std::vector<float>& buffer, size_t size) {
-    constexpr size_t LINE = 64;  // bytes: vectors that cross cache lines are slow
+    constexpr size_t LINE = 64;  // bytes; vectors that cross cache lines are slow
     const size_t spare = LINE / sizeof(float);
     if (buffer.size() < size + spare) {
-      buffer = {};  // before the new one is made
+      buffer = {};  // frees the old memory first
       buffer.resize(size + spare);
     }
     void* start = buffer.data();
@@ -39,8 +38,8 @@ struct Buffers {
   }
 };
 
-// One call of an operation. `parallel_for(count, f)` calls f(begin, end) on some threads, with ranges that cover every
-// i < count once, and returns when all have returned. A method returns false if memory for scratch ran out.
+// One call of an operation. `parallel_for(count, f)` calls f(begin, end) on some threads with ranges that cover every
+// i < count once. It returns when all calls have returned. A method returns false if memory for scratch ran out.
 template <class Problem, class ParallelFor>
 class Run {
  public:
