@@ -1,6 +1,7 @@
 """The processes of one run: all that torchrun started, or this one alone."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -46,6 +47,10 @@ def process_group(device: str) -> Iterator[None]:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield
+    except RuntimeError as error:
+        if re.search(r"connection (closed|reset)|broken pipe", str(error), re.IGNORECASE):
+            raise ValueError(f"process {rank()}: another process has ended, whose message says why") from error
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -28,7 +28,7 @@ from masked_swin.train.sampler import VALIDATION_STREAM, Loader, PatchSampler, g
 from masked_swin.train.signals import stop_requests
 
 Ending = Literal["finished", "out of time", "interrupted", "terminated"]
-# In rising order: where the processes of a run have different reasons to end, the highest one counts for all.
+# In rising order: where the processes of a run end for different reasons, the highest one counts for all.
 _REASONS: tuple[Ending, ...] = ("finished", "out of time", "interrupted", "terminated")
 _REASON_OF_SIGNAL = {0: 0, signal.SIGINT: 2, signal.SIGTERM: 3}
 
@@ -167,6 +167,9 @@ class Trainer:
                     if self.step % config.checkpoint_interval == 0 and not last:
                         self.save()
                 self.save()
+        except KeyboardInterrupt:  # the second one
+            progress.say(f"not saved: step {self.step}; {self._kept()}")
+            raise
         finally:
             self.log.close()
             self.files.release()

@@ -47,7 +47,7 @@ def torchrun_arguments(config: TrainConfig) -> list[str]:
     return [*launcher, "-m", "masked_swin.train", "train", "--config", str(path)]
 
 
-def two_processes(config: TrainConfig, folder: Path) -> tuple[str, str]:
+def two_processes(config: TrainConfig, folder: Path, code: int = 0) -> tuple[str, str]:
     """What two processes print that are started as torchrun starts them; the slow tests start torchrun itself."""
     path = Path(config.output).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config.as_dict()))
@@ -67,7 +67,7 @@ def two_processes(config: TrainConfig, folder: Path) -> tuple[str, str]:
     out, err = (
         "".join((folder / f"printed{rank}" / name).read_text() for rank in range(2)) for name in ("stdout", "stderr")
     )
-    assert [process.exitcode for process in processes] == [0, 0], err
+    assert {process.exitcode for process in processes} == {code}, err
     return out, err
 
 
@@ -97,6 +97,13 @@ def test_two_processes_give_the_weights_of_one_with_the_whole_batch(config: Trai
     # A run of two processes goes on in one, as if it had been one.
     longer = dataclasses.replace(two, iterations=7)
     assert Trainer(longer).run() == "finished"
+
+
+def test_what_fails_in_the_first_process_is_said_once_without_tracebacks(config: TrainConfig, tmp_path: Path) -> None:
+    _, err = two_processes(dataclasses.replace(config, patch_size=400), tmp_path, code=1)
+    assert err.count("smaller than 400 x 400") == 2  # both images, in one message
+    assert "error: process 1: another process has ended, whose message says why" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.slow

@@ -14,63 +14,24 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from masked_swin import MaskedSwinIR
-from masked_swin.inference import AttentionMask, Progress, denoise_bands
+from masked_swin.inference import Progress, denoise_bands
 from masked_swin.storage import remove_temporaries
 from masked_swin.tiling import check_tiles, tile_for_memory
+from masked_swin.train import distributed
+from masked_swin.train.commands.denoise_options import DenoiseOptions, add_denoise_options
 from masked_swin.train.data import DecodedImage, NotAnImageError, image_paths
 from masked_swin.train.image_pipeline import Job, Outcome, Writer, decoded_ahead, named
 from masked_swin.train.journal import Journal
-from masked_swin.train.messages import report
+from masked_swin.train.messages import note_missing_kernels, report
 from masked_swin.train.parser import Parser
 from masked_swin.train.progress import ProgressBar, progress_bar, with_progress
 from masked_swin.train.weights import fingerprint, load_weights, weights_path
 
 MAX_MEGAPIXELS = 250
-
-
-@dataclass(frozen=True)
-class DenoiseOptions:
-    """How images are denoised, see `masked_swin.denoise`; `tile` None chooses one for the free memory."""
-
-    attention_mask: AttentionMask = "average"
-    average: int = 4
-    seed: int = 0
-    tile: int | None = None
-    overlap: int | None = None
-
-    @classmethod
-    def of(cls, parsed: Namespace, attention_mask: AttentionMask) -> "DenoiseOptions":
-        """Take the options out of parsed arguments."""
-        tile, overlap = (None if number is None else int(number) for number in (parsed.tile, parsed.overlap))
-        return cls(attention_mask, int(parsed.average), int(parsed.seed), tile, overlap)
-
-
-def add_denoise_options(parser: Parser, attention_mask: AttentionMask | None) -> None:
-    """Add the arguments of DenoiseOptions, and --threads."""
-    parser.add_argument(
-        "--attention_mask",
-        type=AttentionMask if attention_mask else AttentionMask | None,
-        default=attention_mask,
-        help='"average" of several masks, one "random" mask as published, or "off"',
-    )
-    parser.add_argument("--average", type=PositiveInt, default=4, help="number of masks to average over")
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of the masks")
-    parser.add_argument(
-        "--tile",
-        type=PositiveInt | None,
-        default=None,
-        help="side of the tiles in pixels, a multiple of the window; none: the largest up to 1024 that fits into half "
-        "of the free memory",
-    )
-    parser.add_argument("--overlap", type=NonNegativeInt | None, default=None, help="pixels two tiles share; none: 64")
-    parser.add_argument(
-        "--threads", type=PositiveInt | None, default=None, help="torch's threads; none: its own choice"
-    )
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -96,12 +57,15 @@ def run(arguments: Sequence[str]) -> int:
         torch.set_num_threads(options.threads)
     PIL.Image.MAX_IMAGE_PIXELS = options.max_megapixels * 10**6 // 2  # Pillow refuses twice as many...
     warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # ...and warns from here on
-    print(f"weights of {weights_path(options.model)}", file=sys.stderr)
+    device = distributed.device(options.device)
+    denoising = DenoiseOptions.of(options, options.attention_mask, device)
+    print(f"weights of {weights_path(options.model)}, on {device} in {denoising.precision}", file=sys.stderr)
+    note_missing_kernels(device)
     outcome = denoise_files(
-        load_weights(options.model),
+        load_weights(options.model).to(device),
         options.input,
         options.output,
-        DenoiseOptions.of(options, options.attention_mask),
+        denoising,
         overwrite=options.overwrite,
         say=lambda message: print(message, file=sys.stderr),
     )
@@ -256,14 +220,15 @@ def _denoise_page(
         overlap=options.overlap,
         progress=progress,
     )
-    for top, band in bands:
-        if not band.isfinite().all():
-            raise ValueError("the network's output is not finite; the checkpoint is damaged")
-        values = band[0].permute(1, 2, 0).cpu().numpy()
-        if image.grey:
-            values = values @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
-        values = values * np.float32(white)
-        result[top : top + len(values)] = values if result.dtype == np.float32 else np.round(values)
+    with options.autocast(device):
+        for top, band in bands:
+            if not band.isfinite().all():
+                raise ValueError("the network's output is not finite; the checkpoint is damaged")
+            values = band[0].permute(1, 2, 0).cpu().numpy()
+            if image.grey:
+                values = values @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+            values = values * np.float32(white)
+            result[top : top + len(values)] = values if result.dtype == np.float32 else np.round(values)
 
 
 def _settings(model: MaskedSwinIR, options: DenoiseOptions) -> dict[str, object]:
@@ -275,7 +240,7 @@ def _settings(model: MaskedSwinIR, options: DenoiseOptions) -> dict[str, object]
         "seed": options.seed,
         "tile": options.tile,
         "overlap": options.overlap,
-    }
+    } | ({} if options.precision == "float32" else {"precision": options.precision})
 
 
 def _shown(bar: ProgressBar) -> Progress:

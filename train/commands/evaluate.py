@@ -14,11 +14,13 @@ from torch import Tensor
 from masked_swin import MaskedSwinIR, denoise
 from masked_swin.inference import AttentionMask
 from masked_swin.tiling import tile_for_memory
-from masked_swin.train.commands.denoise import DenoiseOptions, add_denoise_options, denoise_pixels
+from masked_swin.train import distributed
+from masked_swin.train.commands.denoise import denoise_pixels
+from masked_swin.train.commands.denoise_options import DenoiseOptions, add_denoise_options
 from masked_swin.train.commands.noise import SPECS_HELP, Spec, named_images, noisy_copy, parse_specs
 from masked_swin.train.commands.scores import Evaluation, Score, check_output, table, write_evaluation
 from masked_swin.train.data import DecodedImage, NotAnImageError, read_image
-from masked_swin.train.messages import report
+from masked_swin.train.messages import note_missing_kernels, report
 from masked_swin.train.metrics import psnr, ssim
 from masked_swin.train.parser import Parser, UsageError
 from masked_swin.train.perceptual import Lpips, load_lpips
@@ -59,7 +61,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     mask: AttentionMask = options.attention_mask or ("random" if options.protocol == "public" else "average")
-    denoising = DenoiseOptions.of(options, mask)
+    device = distributed.device(options.device)
+    denoising = DenoiseOptions.of(options, mask, device)
     lpips = load_lpips()
     if lpips.why_not is not None:
         print(f"note: no LPIPS: {lpips.why_not}", file=sys.stderr)
@@ -67,7 +70,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.results:
         evaluation = evaluate_results(options.clean, options.results, protocol=options.protocol, lpips=lpips)
     else:
-        model = load_weights(options.model) if options.model else None
+        note_missing_kernels(device)
+        model = load_weights(options.model).to(device) if options.model else None
         specs = parse_specs(options.noise) if options.noise else []
         evaluation = evaluate_network(
             *(model, options.clean, options.noisy, specs),
@@ -205,13 +209,14 @@ def _denoised(model: MaskedSwinIR, image: DecodedImage, options: DenoiseOptions,
     weight = next(model.parameters())
     x = torch.from_numpy(image.eight_bit.astype(np.float32) / 255).permute(2, 0, 1)[None].to(weight.device)
     height, width = x.shape[-2:]
-    y = denoise(
-        model,
-        public_padding(x, model.config.window_size),
-        attention_mask=options.attention_mask,
-        average=options.average,
-        seed=options.seed,
-    )
+    with options.autocast(weight.device):
+        y = denoise(
+            model,
+            public_padding(x, model.config.window_size),
+            attention_mask=options.attention_mask,
+            average=options.average,
+            seed=options.seed,
+        )
     restored = y[0, :, :height, :width].permute(1, 2, 0).cpu().numpy()
     return image._replace(pixels=np.round(restored * 255).astype(np.uint8))
 

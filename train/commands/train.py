@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from masked_swin.train import distributed
 from masked_swin.train.config import parse_config
 from masked_swin.train.loop import Trainer
+from masked_swin.train.messages import note_missing_kernels
 from masked_swin.train.parser import UsageError
 from masked_swin.train.run_folder import WEIGHTS_FILE
 
@@ -21,6 +22,7 @@ def run(arguments: Sequence[str]) -> int:
     with distributed.process_group(config.device):
         trainer = Trainer(config)
         if trainer.writes:
+            note_missing_kernels(trainer.device)
             for message in trainer.messages:
                 print(message, file=sys.stderr)
         ending = trainer.run()

@@ -1,7 +1,4 @@
-"""Images that Pillow does not keep: colour of 16 bits, floats, and pages; libvips reads and writes them.
-
-pyvips is imported where it is used: it takes a while to load, and few files need it.
-"""
+"""Images that Pillow does not keep: colour of 16 bits, floats, and pages; libvips reads and writes them."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +17,7 @@ def read(path: Path, file_format: str, *, as_stored: bool, pages: int, limit: in
     Raises:
         RefusedError: pixels of another kind, or more than `limit` of them.
     """
-    import pyvips
-
+    pyvips = _pyvips()
     options = {"n": pages} if file_format == "TIFF" else {}
     source = pyvips.Image.new_from_file(str(path), fail_on="error", revalidate=True, **options)
     if limit is not None and source.width * source.height > limit:
@@ -54,8 +50,7 @@ def encode(pixels: np.ndarray, like: DecodedImage) -> bytes:
     Raises:
         ValueError: libvips cannot make it.
     """
-    import pyvips
-
+    pyvips = _pyvips()
     image = pyvips.Image.new_from_array(np.ascontiguousarray(pixels))
     try:
         if like.format == "PNG":
@@ -72,6 +67,15 @@ def encode(pixels: np.ndarray, like: DecodedImage) -> bytes:
         return bytes(image.write_to_buffer(".tif", compression="deflate", predictor=predictor))
     except pyvips.Error as error:
         raise ValueError(f"libvips cannot encode it ({error.detail.strip()})") from error
+
+
+def _pyvips() -> Any:
+    """Import the library now: it takes a while to load, and few files need it."""
+    try:
+        import pyvips
+    except (ImportError, OSError) as error:  # OSError: the binding without libvips
+        raise RefusedError(f"needs libvips ({error}); install 'masked-swin[train]'") from error
+    return pyvips
 
 
 def _white(pixels: np.ndarray) -> tuple[float, list[str]]:
