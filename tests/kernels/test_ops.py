@@ -50,13 +50,19 @@ def test_opcheck_swin_block(mode):
     plan = VisibleTokens.from_keep(torch.rand(2, 64) < 0.4, windows)
     x = torch.randn(2, 8, 8, CHANNELS, requires_grad=True)
     token = torch.randn(CHANNELS, requires_grad=True) if mode == 1 else None
-    arguments = (x, weights, token, plan.image_keep, torch.rand(2, 2), 4, 4, 2, 2, mode, False)
+    arguments = (x, weights, token, plan.image_keep, torch.rand(2, 2), 4, 4, 2, 2, mode, torch.float32)
     torch.library.opcheck(torch.ops.masked_swin.swin_block_cpu.default, arguments)
 
 
 def test_opcheck_token_mask():
-    arguments = (torch.tensor(1), torch.tensor(2), torch.arange(3), 40, 2, 30, 70, True)
+    percent = torch.tensor([[30, 70]]).expand(3, 2)
+    arguments = (torch.tensor(1), torch.tensor(2), torch.arange(3), percent, 4, 10, 2, 5, 0, 0, 2, False)
     torch.library.opcheck(torch.ops.masked_swin.token_mask_cpu.default, arguments)
+
+
+def test_opcheck_random_words():
+    arguments = (torch.tensor(1), torch.tensor(2), torch.arange(3), 2**32 - 2, 40, 2**32 - 1, 2)
+    torch.library.opcheck(torch.ops.masked_swin.random_words_cpu.default, arguments)
 
 
 def test_second_derivative_is_refused_with_the_way_out():
