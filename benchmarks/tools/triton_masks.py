@@ -1,4 +1,4 @@
-"""What of masks, plans and the embedding of pixels is in the tables of kernels/TRITON.md."""
+"""The tables of masks, visible tokens and the embedding of pixels in docs/triton-tables.md."""
 
 from collections.abc import Callable
 
@@ -11,29 +11,30 @@ from benchmarks.tools.triton_resources import Compiled, Counted
 from masked_swin.kernels import EmbeddingWeights, Noise, VisibleTokens, Windows, pixel_embedding, token_mask
 from tests.support.triton_on_ptxsim import Emulator, in_place_of_launch
 
-TITLE = "Masks, plan and embedding"
+TITLE = "Masks, visible tokens and embedding"
 BATCH, WINDOWS = 64, Windows(64, 64, (8, 8), (4, 4))
-EVERY = 16  # programs of the embedding; those of masks and plans are all run
+EVERY = 16  # ptxsim runs one program of so many of the embedding, and all of the others
 ACTIVATIONS = {
+    "words": {"words_ptr"},
     "mask": {"mask_ptr"},
     "normal": {"out_ptr"},
     "exact_mask": {"mask_ptr"},
     "count": {"keep_ptr"},
-    "list": {"keep_ptr", "index_ptr", "position_ptr", "offsets_ptr", "window_keep_ptr", "regions_ptr"},
-    "embedding": {"image_ptr", "masked_ptr", "out_ptr"},
-    "embedding_backward": {"image_ptr", "masked_ptr", "grad_ptr"},
+    "list": {"keep_ptr", "token_index_ptr", "position_ptr", "offsets_ptr", "window_keep_ptr", "regions_ptr"},
+    "embedding": {"image_ptr", "input_mask_ptr", "out_ptr"},
+    "embedding_backward": {"image_ptr", "input_mask_ptr", "grad_ptr"},
 }
 
 
-def draw(batch: int, windows: Windows) -> Tensor:
-    """A mask of 75 % by both kernels, the first's; and normal numbers for RGB images."""
-    operators, sizes = torch.ops.masked_swin, (windows.height, windows.width, *windows.window, *windows.shift)
-    key = torch.tensor(1), torch.tensor(0), torch.arange(batch)
-    operators.exact_token_mask_triton(*key, *sizes, 1, 75, 75, False)
-    mask: Tensor = operators.token_mask_triton(*key, windows.tokens, 1, 75, 75, False)
-    operators.visible_tokens_triton(~mask, *sizes)
+def draw(batch: int, windows: Windows) -> None:
+    """Start the kernels that draw: masks of 75 %, exact and not, words, and normal numbers for RGB images."""
+    operators = torch.ops.masked_swin
+    key, percent = (torch.tensor(1), torch.tensor(0), torch.arange(batch)), torch.full((1, 1), 75)
+    operators.token_mask_triton(*key, percent, *windows.sizes, 1, True)
+    mask: Tensor = operators.token_mask_triton(*key, percent, *windows.sizes, 1, False)
+    operators.visible_tokens_triton(~mask, *windows.sizes)
     operators.normal_triton(*key, 3, windows.tokens)
-    return mask
+    operators.random_words_triton(*key, 0, windows.tokens, 0, 1)
 
 
 def embed(batch: int, windows: Windows, channels: int) -> None:
@@ -43,7 +44,7 @@ def embed(batch: int, windows: Windows, channels: int) -> None:
         torch.rand(batch, 3, *size),
         size,
         noise=Noise(15 / 255, torch.tensor(1), torch.tensor(0), torch.arange(batch)),
-        masked=torch.rand(batch, *size) < 0.85,
+        input_mask=torch.rand(batch, *size) < 0.85,
         mean=torch.rand(3),
         image_range=1.0,
         mask_value=-0.1,
@@ -94,10 +95,10 @@ def notes() -> list[str]:
         seed, draw_number = torch.empty(2, dtype=torch.int64).unbind()
         sample = torch.empty(BATCH, dtype=torch.int64)
         eager.launches = eager.total = 0
-        plan = VisibleTokens.from_keep(~token_mask(seed, draw_number, sample, WINDOWS.tokens, 0.75), WINDOWS)
-        _ = plan.token_index
+        mask = token_mask(seed, draw_number, sample, WINDOWS.tokens, 0.75, backend="reference")
+        _ = VisibleTokens.from_keep(~mask, WINDOWS, backend="reference").token_index
     mib, per_window = eager.total / 2**20, eager.total / 1024 / (BATCH * WINDOWS.count)
     return [
-        f"For the mask and the plan of one layer PyTorch's operators start {eager.launches} kernels, which move "
-        f"{mib:.0f} MiB ({per_window:.0f} KiB a window); here it is mask, inversion, count and list."
+        f"PyTorch's operators start {eager.launches} kernels for the mask and the compact list of one layer. They move "
+        f"{mib:.0f} MiB ({per_window:.0f} KiB a window). This backend starts four: mask, inversion, count and list."
     ]

@@ -1,4 +1,4 @@
-"""Rows of the tables in kernels/TRITON.md: what a compiled kernel is, and what ptxsim counts when it runs."""
+"""Rows of the tables in docs/triton-tables.md: registers of compiled kernels, and what ptxsim counts as they run."""
 
 import re
 import subprocess
@@ -32,25 +32,25 @@ INSTRUCTIONS = {
 
 
 class Compiled(NamedTuple):
-    """Kernels to be compiled for every target: those that `start` launches on CPU tensors."""
+    """Kernels to compile for every target: those that `start` launches on CPU tensors."""
 
     case: str  # use, dtype, sizes
     start: Callable[[], object]
 
 
 class Counted(NamedTuple):
-    """A kernel that ran on ptxsim, perhaps only some of its programs."""
+    """A kernel that ran on ptxsim, or some of its programs."""
 
     case: str
     launch: Launch
-    windows: float  # that the whole grid works on
-    activations: set[str]  # names of arguments; of views of one tensor, which count as one, the first
-    useful_flops: float = 0.0  # of matrix products, by the whole grid
+    windows: float  # of the whole grid
+    activations: set[str]  # names of arguments; views of one tensor count as the first
+    useful_flops: float = 0.0  # of matrix products, of the whole grid
 
 
 @contextmanager
 def tiles_of(target: GPUTarget) -> Iterator[None]:
-    """Within, kernels get the tile sides that the package has for a target, whatever this machine is."""
+    """In this context, kernels get the package's tile sides for a target, on any machine."""
     architecture = f"sm_{target.arch}" if target.backend == "cuda" else target.arch
     tuning._entries.cache_clear()
     with mock.patch.multiple(tuning, architecture=lambda: architecture, user_table=lambda: Path("none")):
@@ -59,7 +59,7 @@ def tiles_of(target: GPUTarget) -> Iterator[None]:
 
 
 def resources(launch: Launch, target: GPUTarget) -> tuple[int, int]:
-    """Registers of a thread, and bytes (NVIDIA: of stack) or registers (AMD) that it spills."""
+    """Registers of a thread, and its spills: bytes of stack (NVIDIA) or registers (AMD)."""
     if target.backend == "hip":
         assembly = launch.compiled.asm["amdgcn"]
         registers, spills = (
@@ -109,20 +109,20 @@ def compiled_table(cases: list[Compiled]) -> list[str]:
 def counted_row(row: Counted) -> str:
     stats = row.launch.stats
     assert stats is not None
-    of = {row.launch.arguments[int(a.name.split()[1])]: a for a in stats.arguments}
-    activations = [a for name, a in of.items() if name in row.activations]
-    asked = sum(a.requested_read + a.requested_written for a in activations)
-    distinct = sum(a.sectors_read + a.sectors_written for a in activations)
+    arguments = {row.launch.arguments[int(a.name.split()[1])]: a for a in stats.arguments}
+    activations = [a for name, a in arguments.items() if name in row.activations]
+    requested = sum(a.requested_read + a.requested_written for a in activations)
+    unique = sum(a.sectors_read + a.sectors_written for a in activations)
     used = sum(a.unique_read + a.unique_written for a in activations)
-    others = sum(a.requested_read + a.requested_written for name, a in of.items() if name not in row.activations)
+    others = sum(a.requested_read + a.requested_written for name, a in arguments.items() if name not in row.activations)
     windows = row.windows / (stats.ctas_total / stats.ctas_run)  # that were run
     kib = 32 / 1024 / windows
     flops = row.useful_flops * windows / row.windows
     cells = [
         f"{stats.ctas_total} x {stats.warps_per_cta}",
-        f"{distinct * kib:.1f}",
-        f"{asked / max(1, distinct):.2f}",
-        f"{used / max(1, 32 * asked):.0%}",
+        f"{unique * kib:.1f}",
+        f"{requested / max(1, unique):.2f}",
+        f"{used / max(1, 32 * requested):.0%}",
         f"{others * kib:.1f}",
         f"{stats.conflict_rate:.1%}",
         f"{stats.mma_flops / flops:.2f}" if flops else "-",
@@ -133,7 +133,7 @@ def counted_row(row: Counted) -> str:
 
 def counted_table(rows: list[Counted]) -> list[str]:
     return [
-        "| kernel | programs x warps | activations, KiB | asked for / distinct | bytes / sectors "
+        "| kernel | programs x warps | activations, KiB | requested / unique sectors | bytes / sectors "
         "| other arguments, KiB | bank conflicts | matrix FLOPs / useful | instructions |",
         "|---|---|---|---|---|---|---|---|---|",
         *map(counted_row, rows),

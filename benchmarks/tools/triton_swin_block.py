@@ -1,4 +1,4 @@
-"""What of swin_block is in the tables of kernels/TRITON.md: linear layers around the attention, and the sum of all."""
+"""The tables of swin_block in docs/triton-tables.md: linear layers around the attention, and the sum of all kernels."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ CASES = [
     ("float32", 60, 6),
     ("tf32", 180, 6),
 ]
-LINEAR = {"rows_to_heads", "projection", "norm_backward", "weight_gradient"}
+LINEAR = {"tokens_to_heads", "projection", "norm_backward", "weight_gradient"}
 ACTIVATIONS = {
     *("x_ptr", "y_ptr", "heads_ptr", "out_ptr", "dx_ptr", "grad_ptr"),
     *("q_ptr", "k_ptr", "v_ptr", "dq_ptr", "dk_ptr", "dv_ptr"),
@@ -35,22 +35,22 @@ ACTIVATIONS = {
 
 
 def linear_layers(dtype: torch.dtype, channels: int, heads: int, only_visible: bool = False) -> None:
-    """Every kernel of triton_linear.py, on a small image with a mask."""
+    """Start every kernel of linear_kernels.py, on a small image with a mask."""
     windows = Windows(8, 16, (8, 8), (4, 4))
     head_dim = channels // heads
     layout = linear.Layout(windows, heads, head_dim, padded_head_dim(head_dim, dtype), dtype)
-    plan = VisibleTokens.from_keep(torch.rand(1, windows.tokens) < 0.25, windows)
-    rows = linear.Rows(len(plan.token_index), plan.token_index, plan.offsets)
-    every_row = rows if only_visible else linear.Rows(windows.tokens)
+    visible = VisibleTokens.from_keep(torch.rand(1, windows.tokens) < 0.25, windows)
+    listed = linear.Tokens(len(visible.token_index), visible.token_index, visible.offsets)
+    tokens = listed if only_visible else linear.Tokens(windows.tokens)
     x, channel = torch.zeros(1, 8, 16, channels), torch.zeros(channels)
     packed = linear.pack_qkv(layout, torch.zeros(3 * channels, channels), torch.zeros(3 * channels), (channel, channel))
-    qkv = linear.rows_to_heads(layout, x, rows, packed)
+    qkv = linear.tokens_to_heads(layout, x, listed, packed)
     projection = linear.pack_projection(layout, torch.zeros(channels, channels))
-    out = linear.rows_to_heads(layout, x, every_row, projection, torch.ones(1))
-    linear.project(layout, out, every_row, projection, channel, x, torch.ones(1))
-    linear.add_norm_gradient(layout, qkv, rows, packed, x, x)
-    linear.weight_gradient(layout, qkv, rows, x, norm=True)
-    linear.weight_gradient(layout, out, every_row, x, torch.ones(1), norm=False)
+    out = linear.tokens_to_heads(layout, x, tokens, projection, torch.ones(1))
+    linear.project(layout, out, tokens, projection, channel, x, torch.ones(1))
+    linear.add_norm_gradient(layout, qkv, listed, packed, x, x)
+    linear.weight_gradient(layout, qkv, listed, x, norm=True)
+    linear.weight_gradient(layout, out, tokens, x, torch.ones(1), norm=False)
 
 
 def start(case: str, channels: int, heads: int, only_visible: bool = False) -> None:
@@ -86,7 +86,7 @@ def counted() -> list[Counted]:
     for launch in launches("zero"):
         kernel = launch.kernel.removesuffix("_kernel")
         if kernel in LINEAR:
-            of_qkv = kernel == "norm_backward" or "index_ptr" in launch.arguments
+            of_qkv = kernel == "norm_backward" or "token_index_ptr" in launch.arguments
             flops = 2 * CHANNELS**2 * (3 * visible if of_qkv else tokens)
             case = kernel if kernel == "projection" else f"{kernel}, {'q, k, v' if of_qkv else 'projection'}"
             found[case] = Counted(case, launch, BATCH * WINDOWS.count, ACTIVATIONS, flops)
@@ -94,7 +94,7 @@ def counted() -> list[Counted]:
 
 
 def kib_of_a_window(launch: Launch) -> float:
-    """Distinct sectors that a kernel reads and writes, of all its arguments."""
+    """KiB of unique sectors that a kernel reads and writes, of all its arguments."""
     stats = launch.stats
     assert stats is not None
     scale = stats.ctas_total / stats.ctas_run
@@ -103,7 +103,7 @@ def kib_of_a_window(launch: Launch) -> float:
 
 
 def eager_kib() -> tuple[float, float]:
-    """Of a window: what the public code's operators read and write under autocast, forward and backward."""
+    """KiB a window that the public code's operators read and write under autocast, forward and backward."""
     block = PublicBlock(CHANNELS, HEADS, 8, 4, 2.0, img_size=(SIDE, SIDE))
     x = torch.randn(1, SIDE * SIDE, CHANNELS, requires_grad=True)
     visible = windowed_keep(keep()[:1], (SIDE, SIDE), 8, 4)
@@ -116,7 +116,7 @@ def eager_kib() -> tuple[float, float]:
 
 
 def passes(mode: str) -> list[tuple[int, float]]:
-    """Of the forward and of the backward pass: how many kernels it has, and what they move, in KiB a window."""
+    """The number of kernels of the forward and of the backward pass, and the KiB a window that they move."""
     kernels = launches(mode)
     last = 1 + max(i for i, launch in enumerate(kernels) if launch.kernel == "mlp_kernel")
     return [(len(part), sum(map(kib_of_a_window, part))) for part in (kernels[:last], kernels[last:])]
@@ -128,11 +128,11 @@ def notes() -> list[str]:
     copy = 2 * 4 * CHANNELS * WINDOWS.size / 1024
     eager_forward, eager_backward = eager_kib()
     return [
-        f"The {count} kernels of a whole block's forward pass read and write {forward:.0f} KiB a window, the "
-        f"{count_backward} of its backward {backward:.0f} KiB, counting the distinct sectors of every argument. "
+        f"The {count} kernels of a block's forward pass read and write {forward:.0f} KiB a window, the "
+        f"{count_backward} of its backward pass {backward:.0f} KiB: the unique sectors of every argument. "
         f"In mode `visible` they move {visible_forward:.0f} and {visible_backward:.0f} KiB, and copies of x and of the "
-        f"gradient {copy:.0f} KiB each. "
-        f"PyTorch's eager operators for the public code: {eager_forward:.0f} and {eager_backward:.0f} KiB, each "
-        "operator's inputs and outputs counted once. Neither has the mask and its plan in it, ours not the adding up "
-        "of partial sums."
+        f"gradient move {copy:.0f} KiB each. "
+        f"PyTorch's eager operators for the public code move {eager_forward:.0f} and {eager_backward:.0f} KiB, each "
+        "operator's inputs and outputs counted once. Masks and lists are left out of both, and sums of partial "
+        "gradients out of ours."
     ]

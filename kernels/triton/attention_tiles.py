@@ -46,11 +46,11 @@ def attention_tiles(call: "Attention", kernel: Any) -> dict[str, int]:
     if compact:
         most_keys = side if call.compact_output and not partial else 16
     tiles = {"BLOCK_T": side, "BLOCK_S": min(most_keys, keys), "num_warps": warps}
-    most = {"BLOCK_T": queries, "BLOCK_S": keys}
+    max_tiles = {"BLOCK_T": queries, "BLOCK_S": keys}
     shape = {"head_dim": call.head_dim, "queries": constants["QUERIES"], "keys": constants["KEYS"]}
     kind = {"visible": compact, "compact": call.compact_output, "padded": call.padded}
     dtype = call.pointers[0].dtype  # type: ignore[union-attr]
-    return tuned(kernel, tiles, most=most, dtype=dtype, **shape, **kind)
+    return tuned(kernel, tiles, max_tiles=max_tiles, dtype=dtype, **shape, **kind)
 
 
 def most_registers(call: "Attention", kernel: Any) -> int | None:

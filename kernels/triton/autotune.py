@@ -1,10 +1,9 @@
-"""Finds tile sides and warps of the Triton kernels for a shape, by timing them on the device that is there.
+"""Finds tile sides and warps of the Triton kernels for a shape, by timing them on this machine's device.
 
     python -m masked_swin.kernels.triton.autotune                # the published network; into the user's table
     python -m masked_swin.kernels.triton.autotune --channels 180 --heads 6 --dtype float16 --output table.json
-    python -m masked_swin.kernels.triton.autotune --model        # no device needed: what the package's model chose
 
-Kernels take what is found from their next start on.
+Kernels use the table from their next start on.
 """
 
 import argparse
@@ -18,17 +17,17 @@ import torch
 from torch import Tensor
 
 from ..geometry import Windows
-from ..pixel_embedding import MAX_CHANNELS, EmbeddingWeights, pixel_embedding
+from ..pixel_embedding import EmbeddingWeights, pixel_embedding
 from ..swin_block import SwinBlockWeights, swin_block
 from ..visible import VisibleTokens
-from . import launch, tuning
+from . import MAX_CHANNELS, launch, tuning
 from .tuning import Tiles
 
 Run = Callable[[], list[Tensor]]
 # Cost of one kernel, in milliseconds, in a run with some tiles; infinite if they cannot be compiled or are wrong.
 Measure = Callable[[Run, str, dict[str, Tiles]], float]
 
-LARGEST_SIDE, MOST_WARPS = 256, 8
+MAX_SIDE, MAX_WARPS = 256, 8
 ROUNDS = 4
 WRONG = 0.02  # a relative difference that no other order of sums explains, also in bfloat16
 
@@ -39,36 +38,36 @@ class Found(NamedTuple):
     by_rule: float  # milliseconds
 
 
-def search(run: Run, measure: Measure, known: Container[str] = (), least_gain: float = 0.02) -> dict[str, Found]:
+def search(run: Run, measure: Measure, known: Container[str] = (), min_gain: float = 0.02) -> dict[str, Found]:
     """The best tiles of every kernel that `run` starts: from the rule on, one side or the warps halved or doubled.
 
     Args:
         known: keys to leave out.
-        least_gain: share of the cost; what gains less is not taken.
+        min_gain: share of the cost; a smaller gain is not taken.
     """
-    with tuning.trying({}) as asked:
+    with tuning.trying({}) as requested:
         run()
     found = {}
-    for key, (rule, most) in asked.rules.items():
+    for key, rule in requested.rules.items():
         if key in known:
             continue
-        by_rule = least = measure(run, key, {key: rule})
-        best, seen = rule, [rule]
+        by_rule = lowest = measure(run, key, {key: rule.tiles})
+        best, seen = rule.tiles, [rule.tiles]
         for _ in range(ROUNDS):
-            candidates = [tiles for tiles in _neighbours(best, most) if tiles not in seen]
+            candidates = [tiles for tiles in _neighbours(best, rule.max_tiles) if tiles not in seen]
             seen += candidates
             costs = [measure(run, key, {key: tiles}) for tiles in candidates]
-            if not min(costs, default=least) < least * (1 - least_gain):
+            if not min(costs, default=lowest) < lowest * (1 - min_gain):
                 break
-            least = min(costs)
-            best = candidates[costs.index(least)]
-        found[key] = Found(best, least, by_rule)
+            lowest = min(costs)
+            best = candidates[costs.index(lowest)]
+        found[key] = Found(best, lowest, by_rule)
     return found
 
 
-def _neighbours(tiles: Tiles, most: Tiles) -> Iterator[Tiles]:
+def _neighbours(tiles: Tiles, max_tiles: Tiles) -> Iterator[Tiles]:
     for name, value in tiles.items():
-        limit = most.get(name, MOST_WARPS if name == "num_warps" else LARGEST_SIDE)
+        limit = max_tiles.get(name, MAX_WARPS if name == "num_warps" else MAX_SIDE)
         yield from ({**tiles, name: other} for other in (value // 2, value * 2) if 1 <= other <= limit)
 
 
@@ -81,7 +80,7 @@ def time_on_device(run: Run, key: str, tiles: dict[str, Tiles]) -> float:
     def timed(kernel: Any, *arguments: Any, **constants: Any) -> None:
         nonlocal total
         if tuning.launched_key(kernel) == key:
-            # Some kernels add to what they are given: every start but the last is undone.
+            # Some kernels add to their arguments: every start but the last is undone.
             tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
             memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}.values()
             before = [storage.clone() for storage in memory]
@@ -104,7 +103,7 @@ def time_on_device(run: Run, key: str, tiles: dict[str, Tiles]) -> float:
 
 
 def close(results: list[Tensor], wanted: list[Tensor]) -> bool:
-    """Whether results differ by no more than other orders of sums explain."""
+    """Whether another order of sums explains how results differ."""
     pairs = zip(results, wanted, strict=True)
     return all((ours - theirs).double().norm() <= WRONG * theirs.double().norm() for ours, theirs in pairs)
 
@@ -164,7 +163,7 @@ def workloads(
         out = pixel_embedding(
             image,
             (size, size),
-            masked=~keep.view(batch, size, size),
+            input_mask=~keep.view(batch, size, size),
             mean=torch.zeros(3, device=device),
             image_range=1.0,
             mask_value=-0.1,
@@ -187,29 +186,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=64, help="side of the images")
     parser.add_argument("--output", type=Path, default=None, help=f"table to write; default {tuning.user_table()}")
     parser.add_argument("--write", action="store_true", help="write the package's own table")
-    parser.add_argument("--model", action="store_true", help="show the package's entries that a model chose; no device")
     options = parser.parse_args(arguments)
-    if options.model:
-        _show_modelled()
-    elif not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         print("autotune: PyTorch sees no NVIDIA or AMD device here, and nothing else can be timed.", file=sys.stderr)
-        print("--model shows what a model of some devices chose.", file=sys.stderr)
         return 1
-    else:
-        try:
-            _tune(options, tuning.PACKAGE_TABLE if options.write else options.output or tuning.user_table())
-        except (ValueError, OSError) as error:
-            print(f"autotune: {error}", file=sys.stderr)
-            return 1
+    try:
+        _tune(options, tuning.PACKAGE_TABLE if options.write else options.output or tuning.user_table())
+    except (ValueError, OSError) as error:
+        print(f"autotune: {error}", file=sys.stderr)
+        return 1
     return 0
-
-
-def _show_modelled() -> None:
-    print("Chosen by a cost model, not by timing (kernels/TRITON.md):")
-    for architecture, entries in tuning.read_table(tuning.PACKAGE_TABLE).items():
-        for key, entry in entries.items():
-            if entry["by"].startswith("model"):
-                print(f"{architecture} {key}: {_shown(entry['tiles'])}  ({entry['by']})")
 
 
 def _tune(options: argparse.Namespace, path: Path) -> None:

@@ -1,6 +1,6 @@
-"""The one place from which Triton kernels are started, and what all of them are started with.
+"""The one place that starts Triton kernels, and the options that they share.
 
-The tests start them on an emulator from here, too.
+Tests replace `launch` to run the kernels on an emulator.
 """
 
 from typing import Any
@@ -15,15 +15,15 @@ NUM_STAGES = 1
 
 
 def tile_side(extent: int) -> int:
-    """The power of two that holds `extent`, at least the 16 of a matrix instruction."""
+    """Return the power of two that holds `extent`, at least the 16 of a matrix instruction."""
     return max(16, 1 << (extent - 1).bit_length())
 
 
 @torch.compiler.assume_constant_result  # graphs are guarded by PyTorch's own setting
 def product_precision() -> str:
-    """Of float32 products, as `tl.dot` names it: exact unless PyTorch is told that less will do, and the device can."""
+    """Return `input_precision` of float32 `tl.dot`: "tf32" if the user allows it and the device has it, else "ieee"."""
     exact = torch.get_float32_matmul_precision() == "highest"
-    # Of AMD's devices, Triton has tf32 on CDNA 3 only.
+    # On AMD devices, Triton has tf32 on CDNA 3 only.
     return "ieee" if exact or (torch.version.hip and tuning.architecture() != "gfx942") else "tf32"
 
 
@@ -32,8 +32,16 @@ def exact_products(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and product_precision() == "ieee"
 
 
+def arguments_of(kernel: Any, **named: Any) -> tuple[Any, ...]:
+    """Return the arguments of `kernel` in its order, picked by name; its parameters in capitals are constants.
+
+    Names that the kernel does not have are left out. Raises KeyError if one is missing.
+    """
+    return tuple(named[name] for name in kernel.arg_names if not name.isupper())
+
+
 def compile_options(num_warps: int, maxnreg: int | None, nvidia: bool) -> dict[str, int]:
-    """What Triton compiles a kernel with, besides its constants."""
+    """Return the options that Triton compiles a kernel with, besides its constants."""
     options = {"num_warps": num_warps, "num_stages": NUM_STAGES}
     return options | {"maxnreg": maxnreg} if nvidia and maxnreg is not None else options
 
@@ -41,10 +49,13 @@ def compile_options(num_warps: int, maxnreg: int | None, nvidia: bool) -> dict[s
 def launch(
     kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, maxnreg: int | None = None, **constants: Any
 ) -> None:
-    """Start `kernel` on the device of its first tensor; `constants` are its constexpr parameters.
+    """Start `kernel` on the device of its first tensor.
 
-    maxnreg: the registers that a thread may have on NVIDIA devices. Without a limit ptxas may spill a few of them to
-        make room for one more program.
+    Args:
+        arguments: in the order of the kernel's parameters.
+        maxnreg: limit of registers per thread on NVIDIA devices. Without it ptxas may spill a few registers to make
+            room for one more program.
+        constants: the kernel's constexpr parameters.
     """
     first = next(argument for argument in arguments if isinstance(argument, Tensor))
     with torch.cuda.device_of(first):

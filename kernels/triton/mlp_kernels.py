@@ -1,9 +1,9 @@
 """The MLP half of a Swin block in Triton: y = x + s (gelu(LN(x) W1^T + b1) W2^T + b2).
 
-R rows, C channels, M hidden units; rows are all tokens, or those of a plan (as many of index_ptr as offsets_ptr has at
-`segments`). LayerNorm's affine part is folded into W1 and b1. Weights are (M, C) and padded, so that they are read in
-whole vectors, and where products are exact float32, whose operands are read from shared memory by columns, also
-*turned*, (C, M). A tile of hidden units never leaves its program.
+C channels, M hidden units. The tokens are all, or those of a compact list, whose number is at `segments` of
+offsets_ptr. LayerNorm's weight and bias are folded into W1 and b1. Weights are (M, C) and padded, so that they are read
+in whole vectors. Exact float32 products read their operands from shared memory by columns, and use the *transposed*
+weights, (C, M). A tile of hidden units never leaves its program.
 """
 
 import triton
@@ -14,12 +14,13 @@ from .norm import load_rows, normalise, normalise_backward, store_rows
 
 @triton.jit
 def fold_kernel(
-    norm_weight_ptr, norm_bias_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, w1_ptr, b1_ptr, w2_ptr, turned_ptr,
+    norm_weight_ptr, norm_bias_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr,
+    w1_ptr, b1_ptr, w2_ptr, transposed_ptr,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, UNITS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """W1 and b1 with LayerNorm's weight and bias in them, and W2 transposed: (UNITS, BLOCK_C), 0 in the padding.
+    """Fold LayerNorm's weight and bias into W1 and b1, and store W1 and W2 as (UNITS, BLOCK_C), 0 in the padding.
 
-    `turned`, if wanted: both once more, as (2, BLOCK_C, UNITS).
+    With transposed_ptr, store both once more, as (2, BLOCK_C, UNITS).
     """
     unit = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     channel = tl.arange(0, BLOCK_C)
@@ -34,10 +35,10 @@ def fold_kernel(
     tl.store(w1_ptr + padded, (w1 * weight[None, :]).to(w1_ptr.dtype.element_ty))
     tl.store(b1_ptr + unit, b1 + tl.sum(w1 * bias[None, :], 1))
     tl.store(w2_ptr + padded, w2.to(w2_ptr.dtype.element_ty))
-    if turned_ptr is not None:
-        turned = turned_ptr + channel[None, :] * UNITS + unit[:, None]
-        tl.store(turned, w1 * weight[None, :])
-        tl.store(turned + BLOCK_C * UNITS, w2)
+    if transposed_ptr is not None:
+        transposed = transposed_ptr + channel[None, :] * UNITS + unit[:, None]
+        tl.store(transposed, w1 * weight[None, :])
+        tl.store(transposed + BLOCK_C * UNITS, w2)
 
 
 @triton.jit
@@ -46,48 +47,48 @@ def load_weight(w_ptr, unit, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def turn(w, turned_ptr, WHICH: tl.constexpr, unit, HIDDEN: tl.constexpr):
-    """(BLOCK_C, units) of W1 or W2 (WHICH = 0, 1), of which w are the (units, BLOCK_C)."""
+def transposed_weight(w, transposed_ptr, WHICH: tl.constexpr, unit, HIDDEN: tl.constexpr):
+    """(BLOCK_C, units) of W1 or W2 (WHICH = 0, 1), given w, (units, BLOCK_C)."""
     BLOCK_C: tl.constexpr = w.shape[1]
-    if turned_ptr is not None:
+    if transposed_ptr is not None:
         channel = WHICH * BLOCK_C + tl.arange(0, BLOCK_C)
-        turned = tl.load(turned_ptr + channel[:, None] * HIDDEN + unit[None, :])
+        transposed = tl.load(transposed_ptr + channel[:, None] * HIDDEN + unit[None, :])
     else:
-        turned = tl.trans(w)
-    return turned
+        transposed = tl.trans(w)
+    return transposed
 
 
 @triton.jit
-def tile_rows(tile, scale_ptr, index_ptr, offsets_ptr, tokens, segments, BLOCK_R: tl.constexpr):
-    """Of a tile: its places in a list of rows, the rows, which of them exist, and their drop-path factor.
+def tokens_of_tile(tile, scale_ptr, token_index_ptr, offsets_ptr, tokens_per_image, segments, BLOCK_R: tl.constexpr):
+    """The list entries of a tile, their tokens, a mask of those that exist, and their drop-path factor.
 
-    The factor is a scalar without a plan, for a tile then lies in one image, and (BLOCK_R, 1) with one.
+    Without a list, entries are tokens, and a tile lies in one image: the factor is a scalar. Else it is (BLOCK_R, 1).
     """
     scale = 1.0
-    if index_ptr is not None:
-        place = tile * BLOCK_R + tl.arange(0, BLOCK_R)
-        valid = place < tl.load(offsets_ptr + segments)
-        row = tl.load(index_ptr + place, mask=valid, other=0)
+    if token_index_ptr is not None:
+        entry = tile * BLOCK_R + tl.arange(0, BLOCK_R)
+        valid = entry < tl.load(offsets_ptr + segments)
+        token = tl.load(token_index_ptr + entry, mask=valid, other=0)
         if scale_ptr is not None:
-            scale = tl.load(scale_ptr + row // tokens, mask=valid, other=0.0)[:, None]
+            scale = tl.load(scale_ptr + token // tokens_per_image, mask=valid, other=0.0)[:, None]
     else:
-        tiles = tl.cdiv(tokens, BLOCK_R)
+        tiles = tl.cdiv(tokens_per_image, BLOCK_R)
         image = tile // tiles
-        token = (tile % tiles) * BLOCK_R + tl.arange(0, BLOCK_R)
-        valid = token < tokens
-        row = image.to(tl.int64) * tokens + token
-        place = row
+        in_image = (tile % tiles) * BLOCK_R + tl.arange(0, BLOCK_R)
+        valid = in_image < tokens_per_image
+        token = image.to(tl.int64) * tokens_per_image + in_image
+        entry = token
         if scale_ptr is not None:
             scale = tl.load(scale_ptr + image)
-    return place, row, valid, scale
+    return entry, token, valid, scale
 
 
 @triton.jit
 def upper_tail(x):
-    """1 - Phi(|x|) of the normal distribution, as 2 to a polynomial; times |x| it is right to 2e-8.
+    """1 - Phi(|x|) of the normal distribution, as 2 to the power of a polynomial. Times |x| its error is below 2e-8.
 
-    A minimax fit on [0, 6], whose rounding errors are those of PyTorch's float32 GELU or less; the compiler's erf takes
-    twice the instructions, and they, not the matrix products, are what an MLP of 60 channels consists of.
+    The fit is minimax on [0, 6]. Its rounding errors are at most those of PyTorch's float32 GELU. The compiler's erf
+    takes twice the instructions, and GELU, not the products, has most of them at 60 channels.
     """
     u = tl.abs(x)
     power = -2.09644986e-06 * u + 3.06611182e-05
@@ -116,15 +117,18 @@ def gelu_slope(x, tail):
 
 @triton.jit
 def mlp_kernel(
-    x_ptr, w1_ptr, b1_ptr, w2_ptr, turned_ptr, b2_ptr, scale_ptr, y_ptr, index_ptr, offsets_ptr, tokens, segments,
+    x_ptr, w1_ptr, b1_ptr, w2_ptr, transposed_ptr, b2_ptr, scale_ptr, y_ptr,
+    token_index_ptr, offsets_ptr, tokens_per_image, segments,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    if index_ptr is not None and tl.program_id(0) * BLOCK_R >= tl.load(offsets_ptr + segments):
+    if token_index_ptr is not None and tl.program_id(0) * BLOCK_R >= tl.load(offsets_ptr + segments):
         return
-    _, row, valid, scale = tile_rows(tl.program_id(0), scale_ptr, index_ptr, offsets_ptr, tokens, segments, BLOCK_R)
+    _, token, valid, scale = tokens_of_tile(
+        tl.program_id(0), scale_ptr, token_index_ptr, offsets_ptr, tokens_per_image, segments, BLOCK_R
+    )
     channel = tl.arange(0, BLOCK_C)
-    x = load_rows(x_ptr, row, valid, CHANNELS, BLOCK_C)
+    x = load_rows(x_ptr, token, valid, CHANNELS, BLOCK_C)
     normed, _ = normalise(x, CHANNELS)
     normed = normed.to(w1_ptr.dtype.element_ty)
     b2 = tl.load(b2_ptr + channel, mask=channel < CHANNELS, other=0.0).to(tl.float32)
@@ -132,32 +136,34 @@ def mlp_kernel(
     for start in tl.range(0, HIDDEN, BLOCK_M, num_stages=STAGES):
         unit = start + tl.arange(0, BLOCK_M)
         w1, w2 = load_weight(w1_ptr, unit, BLOCK_C), load_weight(w2_ptr, unit, BLOCK_C)
-        hidden = tl.dot(normed, turn(w1, turned_ptr, 0, unit, HIDDEN), input_precision=PRECISION)
+        hidden = tl.dot(normed, transposed_weight(w1, transposed_ptr, 0, unit, HIDDEN), input_precision=PRECISION)
         hidden += tl.load(b1_ptr + unit)[None, :]
         activated = scale * gelu(hidden, upper_tail(hidden))
         y = tl.dot(activated.to(w2.dtype), w2, y, input_precision=PRECISION)
-    store_rows(y_ptr, row, valid, y, CHANNELS, BLOCK_C)
+    store_rows(y_ptr, token, valid, y, CHANNELS, BLOCK_C)
 
 
 @triton.jit
-def load_rows_and_gradient(
-    x_ptr, grad_ptr, scale_ptr, tile, index_ptr, offsets_ptr, tokens, segments,
+def load_tokens_and_gradient(
+    x_ptr, grad_ptr, scale_ptr, tile, token_index_ptr, offsets_ptr, tokens_per_image, segments,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """A tile's rows, normalised, and 1 / deviation; the gradients of y, and of its branch before the scale."""
-    place, row, valid, scale = tile_rows(tile, scale_ptr, index_ptr, offsets_ptr, tokens, segments, BLOCK_R)
-    normed, deviation = normalise(load_rows(x_ptr, row, valid, CHANNELS, BLOCK_C), CHANNELS)
-    grad = load_rows(grad_ptr, row, valid, CHANNELS, BLOCK_C)
-    # Always true. Without a condition Triton takes the loaded float32 through shared memory in place of the product's
-    # 16-bit operand: registers spill, a fifth of the accesses conflict, and instructions grow by a third.
+    """A tile's tokens, normalised, and 1 / deviation; the gradients of y, and of its branch before the scale."""
+    entry, token, valid, scale = tokens_of_tile(
+        tile, scale_ptr, token_index_ptr, offsets_ptr, tokens_per_image, segments, BLOCK_R
+    )
+    normed, deviation = normalise(load_rows(x_ptr, token, valid, CHANNELS, BLOCK_C), CHANNELS)
+    grad = load_rows(grad_ptr, token, valid, CHANNELS, BLOCK_C)
+    # The condition is always true. Without it, Triton moves the loaded float32 through shared memory instead of the
+    # product's 16-bit operand: registers spill, a fifth of the accesses conflict, and instructions grow by a third.
     d_branch = tl.where(deviation[:, None] > 0.0, scale * grad, 0.0)
-    return place, row, valid, normed, deviation, grad, d_branch
+    return entry, token, valid, normed, deviation, grad, d_branch
 
 
 @triton.jit
 def store_operand(base_ptr, row, valid, tile, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """`store_rows` with a transposed tile: beside a 16-bit one of the shape of its own, x would be read in vectors as
-    long, half of every sector at a time."""
+    """`store_rows` of a transposed tile. Beside a 16-bit tile of the shape of x, Triton would read as many numbers of x
+    at a time, in two halves of every sector."""
     channel = tl.arange(0, BLOCK_C)[:, None]
     pointers = base_ptr + row[None, :] * CHANNELS + channel
     tl.store(pointers, tl.trans(tile), mask=(channel < CHANNELS) & valid[None, :])
@@ -165,64 +171,67 @@ def store_operand(base_ptr, row, valid, tile, CHANNELS: tl.constexpr, BLOCK_C: t
 
 @triton.jit
 def inputs_kernel(
-    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, turned_ptr, scale_ptr, dx_ptr,
-    normed_ptr, d_branch_ptr, activated_ptr, d_hidden_ptr, index_ptr, offsets_ptr, tokens, segments,
+    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, transposed_ptr, scale_ptr, dx_ptr,
+    normed_ptr, d_branch_ptr, activated_ptr, d_hidden_ptr, token_index_ptr, offsets_ptr, tokens_per_image, segments,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dx of some rows; and, where they are asked for, the operands of the products for the weights' gradients.
+    """dx of some tokens, and the operands of the products for the weights' gradients, if they have pointers.
 
-    All four, a row to a row, or with a plan two, one below the other.
+    Row i of an operand belongs to entry i of the list or, without a list, to token i. With a list, the kernel stores
+    activated and d_hidden only.
     """
-    if index_ptr is not None and tl.program_id(0) * BLOCK_R >= tl.load(offsets_ptr + segments):
+    if token_index_ptr is not None and tl.program_id(0) * BLOCK_R >= tl.load(offsets_ptr + segments):
         return
-    place, row, valid, normed, deviation, grad, d_branch = load_rows_and_gradient(
-        x_ptr, grad_ptr, scale_ptr, tl.program_id(0), index_ptr, offsets_ptr, tokens, segments,
+    entry, token, valid, normed, deviation, grad, d_branch = load_tokens_and_gradient(
+        x_ptr, grad_ptr, scale_ptr, tl.program_id(0), token_index_ptr, offsets_ptr, tokens_per_image, segments,
         CHANNELS, BLOCK_C, BLOCK_R,
     )  # fmt: skip
     dtype = w1_ptr.dtype.element_ty
     multiplied, d_branch = normed.to(dtype), d_branch.to(dtype)
     if normed_ptr is not None:
-        store_operand(normed_ptr, row, valid, multiplied, CHANNELS, BLOCK_C)
-        store_operand(d_branch_ptr, row, valid, d_branch, CHANNELS, BLOCK_C)
+        store_operand(normed_ptr, token, valid, multiplied, CHANNELS, BLOCK_C)
+        store_operand(d_branch_ptr, token, valid, d_branch, CHANNELS, BLOCK_C)
     d_normed = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     for start in tl.range(0, HIDDEN, BLOCK_M, num_stages=STAGES):
         unit = start + tl.arange(0, BLOCK_M)
         w1, w2 = load_weight(w1_ptr, unit, BLOCK_C), load_weight(w2_ptr, unit, BLOCK_C)
-        hidden = tl.dot(multiplied, turn(w1, turned_ptr, 0, unit, HIDDEN), input_precision=PRECISION)
+        hidden = tl.dot(multiplied, transposed_weight(w1, transposed_ptr, 0, unit, HIDDEN), input_precision=PRECISION)
         hidden += tl.load(b1_ptr + unit)[None, :]
         tail = upper_tail(hidden)
-        d_hidden = tl.dot(d_branch, turn(w2, turned_ptr, 1, unit, HIDDEN), input_precision=PRECISION)
+        d_hidden = tl.dot(d_branch, transposed_weight(w2, transposed_ptr, 1, unit, HIDDEN), input_precision=PRECISION)
         d_hidden *= gelu_slope(hidden, tail)
         d_hidden = d_hidden.to(dtype)
         if activated_ptr is not None:
-            units = place.to(tl.int64)[:, None] * HIDDEN + unit[None, :]
+            units = entry.to(tl.int64)[:, None] * HIDDEN + unit[None, :]
             tl.store(activated_ptr + units, gelu(hidden, tail).to(dtype), mask=valid[:, None])
             tl.store(d_hidden_ptr + units, d_hidden, mask=valid[:, None])
         d_normed = tl.dot(d_hidden, w1, d_normed, input_precision=PRECISION)
-    # Read again: kept through the loop, the rows of a plan would take the registers of its sums.
-    _, row, valid, _ = tile_rows(tl.program_id(0), None, index_ptr, offsets_ptr, tokens, segments, BLOCK_R)
+    # Read again: kept through the loop, the tokens of a list would take the registers of its sums.
+    _, token, valid, _ = tokens_of_tile(
+        tl.program_id(0), None, token_index_ptr, offsets_ptr, tokens_per_image, segments, BLOCK_R
+    )
     dx = grad + normalise_backward(d_normed, normed, deviation, CHANNELS)
-    store_rows(dx_ptr, row, valid, dx, CHANNELS, BLOCK_C)
+    store_rows(dx_ptr, token, valid, dx, CHANNELS, BLOCK_C)
 
 
 @triton.jit
 def weights_kernel(
-    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, turned_ptr, scale_ptr, parts_ptr,
-    index_ptr, offsets_ptr, tokens, segments, tiles,
+    grad_ptr, x_ptr, w1_ptr, b1_ptr, w2_ptr, transposed_ptr, scale_ptr, parts_ptr,
+    token_index_ptr, offsets_ptr, tokens_per_image, segments, tile_count,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """What a chunk of rows, some of the `tiles` of BLOCK_R, gives to the gradients of some hidden units.
+    """Sums over a chunk, some of `tile_count` tiles of BLOCK_R tokens: the gradients of some hidden units.
 
     A row of `parts` holds those of the folded W1 and of W2 transposed, both (HIDDEN, BLOCK_C), of b1, (HIDDEN,), and of
-    b2, (BLOCK_C,). Hidden units are (units, rows) here: so the results of the first two products are operands of the
-    others without a way through shared memory.
+    b2, (BLOCK_C,). Hidden units are (units, tokens) here: the results of the first two products are then operands of
+    the others where they are, in registers.
     """
     chunk = tl.program_id(0)
-    if index_ptr is not None:
-        tiles = tl.cdiv(tl.load(offsets_ptr + segments), BLOCK_R)
-    each = tl.cdiv(tiles, tl.num_programs(0))
+    if token_index_ptr is not None:
+        tile_count = tl.cdiv(tl.load(offsets_ptr + segments), BLOCK_R)
+    each = tl.cdiv(tile_count, tl.num_programs(0))
     unit = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     channel = tl.arange(0, BLOCK_C)
     dtype = w1_ptr.dtype.element_ty
@@ -232,15 +241,29 @@ def weights_kernel(
     dw2 = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     db1 = tl.zeros((BLOCK_M,), tl.float32)
     db2 = tl.zeros((BLOCK_C,), tl.float32)
-    for tile in tl.range(chunk * each, tl.minimum(chunk * each + each, tiles), num_stages=STAGES):
-        _, _, _, normed, _, _, d_branch = load_rows_and_gradient(
-            x_ptr, grad_ptr, scale_ptr, tile, index_ptr, offsets_ptr, tokens, segments, CHANNELS, BLOCK_C, BLOCK_R
+    for tile in tl.range(chunk * each, tl.minimum(chunk * each + each, tile_count), num_stages=STAGES):
+        _, _, _, normed, _, _, d_branch = load_tokens_and_gradient(
+            x_ptr,
+            grad_ptr,
+            scale_ptr,
+            tile,
+            token_index_ptr,
+            offsets_ptr,
+            tokens_per_image,
+            segments,
+            CHANNELS,
+            BLOCK_C,
+            BLOCK_R,
         )
         db2 += tl.sum(d_branch, 0)
         normed, d_branch = normed.to(dtype), d_branch.to(dtype)
-        if turned_ptr is not None:
-            hidden = tl.trans(tl.dot(normed, turn(w1, turned_ptr, 0, unit, HIDDEN), input_precision=PRECISION))
-            d_hidden = tl.trans(tl.dot(d_branch, turn(w2, turned_ptr, 1, unit, HIDDEN), input_precision=PRECISION))
+        if transposed_ptr is not None:
+            hidden = tl.trans(
+                tl.dot(normed, transposed_weight(w1, transposed_ptr, 0, unit, HIDDEN), input_precision=PRECISION)
+            )
+            d_hidden = tl.trans(
+                tl.dot(d_branch, transposed_weight(w2, transposed_ptr, 1, unit, HIDDEN), input_precision=PRECISION)
+            )
         else:
             hidden = tl.dot(w1, tl.trans(normed), input_precision=PRECISION)
             d_hidden = tl.dot(w2, tl.trans(d_branch), input_precision=PRECISION)
@@ -266,7 +289,7 @@ def unfold_kernel(
     d_norm_weight_ptr, d_norm_bias_ptr, d_fc1_weight_ptr, d_fc1_bias_ptr, d_fc2_weight_ptr, d_fc2_bias_ptr,
     CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, STRIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the weights for some channels, from those of W1, W2 transposed, b1 and b2, folded.
+    """Gradients of the weights for some channels, from those of the folded W1, W2 transposed, b1 and b2.
 
     dw1 and dw2 are (HIDDEN or more, STRIDE). Every program writes the same d_fc1_bias.
     """

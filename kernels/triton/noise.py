@@ -1,4 +1,4 @@
-"""Normal numbers in Triton: those of noise.py up to rounding, from a seed and a draw number read on the device."""
+"""Normal numbers in Triton: those of kernels/noise.py up to rounding, from a seed and a draw number on the device."""
 
 import torch
 import triton
@@ -11,8 +11,8 @@ from .token_mask import counter_words
 PIXELS_EACH = 1024  # of one image, drawn by a program
 
 
-# Minimax polynomials as in csrc/cpu/normal.cpp, errors of 3e-8 and less: the compiler's cosine needs the stack, and the
-# logarithm of AMD's instruction is no good near 1.
+# Minimax polynomials as in csrc/cpu/kernels/normal.cpp, with errors of 3e-8 and less. The compiler's cosine needs the stack,
+# and the logarithm of AMD's instruction is inexact near 1.
 
 
 @triton.jit
@@ -32,8 +32,8 @@ def radius(word):
 
 
 @triton.jit
-def turned(word):
-    """Cosine and sine of (word >> 8) / 2^24 turns."""
+def sincos(word):
+    """Sine and cosine of (word >> 8) / 2^24 turns."""
     turn = (word >> 8).to(tl.int32)
     quarter = (turn + (1 << 21)) >> 22
     t = (turn - (quarter << 22)).to(tl.float32) * (1.0 / 16777216.0)  # from -1/8 to 1/8
@@ -47,18 +47,18 @@ def turned(word):
     c = c * t2 + 1.0
     odd = (quarter & 1) != 0
     x, y = tl.where(odd, s, c), tl.where(odd, c, s)
-    return tl.where(((quarter + 1) & 2) != 0, -x, x), tl.where((quarter & 2) != 0, -y, y)
+    return tl.where((quarter & 2) != 0, -y, y), tl.where(((quarter + 1) & 2) != 0, -x, x)
 
 
 @triton.jit
 def normal_numbers(pixel, sample, draw, group, seed):
-    """Of the four channels of a group, for each pixel."""
+    """The numbers of the four channels of a group, for each pixel."""
     head = tl.full((), -2, tl.int32) - group  # 2^32 - 2 - group
     a, b, c, d = counter_words(pixel, sample, draw, head, seed)
     first, second = radius(a), radius(c)
-    x, y = turned(b)
-    z, w = turned(d)
-    return first * x, first * y, second * z, second * w
+    first_sine, first_cosine = sincos(b)
+    second_sine, second_cosine = sincos(d)
+    return first * first_cosine, first * first_sine, second * second_cosine, second * second_sine
 
 
 @triton.jit
@@ -67,10 +67,10 @@ def normal_kernel(seed_ptr, draw_ptr, sample_ptr, out_ptr, pixels, CHANNELS: tl.
     image, group = tl.program_id(1), tl.program_id(2)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     numbers = normal_numbers(pixel, tl.load(sample_ptr + image), tl.load(draw_ptr), group, tl.load(seed_ptr))
-    for place in tl.static_range(4):
-        channel = 4 * group + place
+    for number in tl.static_range(4):
+        channel = 4 * group + number
         plane = (image.to(tl.int64) * CHANNELS + channel) * pixels
-        tl.store(out_ptr + plane + pixel, numbers[place], mask=(pixel < pixels) & (channel < CHANNELS))
+        tl.store(out_ptr + plane + pixel, numbers[number], mask=(pixel < pixels) & (channel < CHANNELS))
 
 
 def normal(seed: Tensor, draw: Tensor, sample: Tensor, channels: int, pixels: int) -> Tensor:

@@ -1,20 +1,21 @@
-"""LayerNorm of a tile of rows, in registers: shared by the kernels that normalise what they multiply.
+"""LayerNorm of a tile of rows, in registers, for the kernels that normalise what they multiply.
 
-A tile is (rows, BLOCK_C) in float32, BLOCK_C a power of two >= CHANNELS; its padding columns are 0 and stay 0. A row is
-read and written in one piece, so that neighbouring rows share the sectors between them. The affine part of LayerNorm is
-the caller's: folded into the weights of the product that follows, it costs a kernel nothing, and its gradients follow
-from theirs.
+A tile is (rows, BLOCK_C) in float32. BLOCK_C is a power of two >= CHANNELS; the padding columns are 0 and stay 0. A row
+is read and written in one piece, so that neighbouring rows share the sectors between them. LayerNorm's weight and bias
+are left to the caller, who folds them into the next product's weights: the kernel pays nothing for them.
 """
 
 import triton
 import triton.language as tl
 
-EPSILON = tl.constexpr(1e-5)
+from ..geometry import NORM_EPSILON
+
+EPSILON = tl.constexpr(NORM_EPSILON)
 
 
 @triton.jit
 def row_pointers(base_ptr, row, valid, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Addresses of the rows with the given indices, (rows, BLOCK_C), and which of them exist."""
+    """Addresses of the rows with the given indices, (rows, BLOCK_C), and a mask of those that exist."""
     channel = tl.arange(0, BLOCK_C)
     mask = valid[:, None] & (channel < CHANNELS)[None, :]
     return base_ptr + row.to(tl.int64)[:, None] * CHANNELS + channel[None, :], mask

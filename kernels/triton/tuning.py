@@ -1,8 +1,8 @@
-"""Tile sides and warps of the Triton kernels: by rule, or from a table of what suits a device and a shape better.
+"""Tile sides and warps of the Triton kernels: by rule, or from a table that is faster on a device for a shape.
 
-The package's table is `tuned.json`, beside this file. Entries of the user's own, `user_table()`, go before it. A table
-is {architecture: {key: {"tiles": {...}, "by": how it was found}}}, as `python -m masked_swin.kernels.triton.autotune`
-writes it.
+The package's table is `tuned.json`, beside this file. The user's table, `user_table()`, takes precedence. A table is
+{architecture: {key: {"tiles": {...}, "by": how it was found}}}; `python -m masked_swin.kernels.triton.autotune` writes
+it.
 """
 
 import json
@@ -22,26 +22,26 @@ Table = dict[str, dict[str, dict[str, Any]]]
 PACKAGE_TABLE = Path(__file__).parent / "tuned.json"
 
 
-def tuned(kernel: Any, rule: Tiles, *, most: Tiles | None = None, **shape: Any) -> Tiles:
-    """What `kernel` is launched with for this shape on this device: the table's entry, or else `rule`.
+def tuned(kernel: Any, rule: Tiles, *, max_tiles: Tiles | None = None, **shape: Any) -> Tiles:
+    """Return the tiles of `kernel` for this shape on this device: the table's entry, or else `rule`.
 
     Args:
         kernel: a Triton kernel.
-        rule: constants that may be tuned, among them `num_warps`; the kernel must be right with any halves or doubles.
-        most: the largest that it is right with, where that is not so.
-        shape: what the best choice depends on, as dtype and head_dim.
+        rule: constants that may be tuned, among them `num_warps`. The kernel must be right with any halves or doubles.
+        max_tiles: the largest constants that it is right with, where there is such a limit.
+        shape: the sizes and dtypes that the best choice depends on.
     """
-    most = most or {}
+    max_tiles = max_tiles or {}
     if _search is None:
         entry = _entries(architecture()).get(_key(kernel, shape), {"tiles": rule})
         tiles = entry["tiles"]
     else:
         key = _key(kernel, shape)
-        _search.rules.setdefault(key, (rule, most))
+        _search.rules.setdefault(key, Rule(rule, max_tiles))
         _search.latest[kernel_name(kernel)] = key
         tiles = _search.tried.get(key, rule)
-    fits = tiles.keys() == rule.keys() and all(tiles[name] <= limit for name, limit in most.items())
-    return tiles if fits else rule  # an entry for an older kernel may not
+    fits = tiles.keys() == rule.keys() and all(tiles[name] <= limit for name, limit in max_tiles.items())
+    return tiles if fits else rule  # an entry for an older kernel may not fit
 
 
 def kernel_name(kernel: Any) -> str:
@@ -55,7 +55,7 @@ def _key(kernel: Any, shape: dict[str, Any]) -> str:
 
 @cache
 def architecture() -> str | None:
-    """Of the current device, as "sm_80" or "gfx942"; None without one."""
+    """The architecture of the current device, as "sm_80" or "gfx942"; None without one."""
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties()
@@ -72,7 +72,7 @@ def user_table() -> Path:
 
 
 def read_table(path: Path) -> Table:
-    """The table in a file; an empty one if there is no file. Raises ValueError if the file holds something else."""
+    """The table in a file, or an empty one if there is no file. Raises ValueError if the file holds something else."""
     try:
         table = json.loads(path.read_text())
         for entries in table.values():
@@ -87,7 +87,7 @@ def read_table(path: Path) -> Table:
 
 
 def write_table(path: Path, architecture: str, entries: dict[str, dict[str, Any]]) -> None:
-    """Add entries to a table, or replace them, in one step: a reader sees the old file or the new one."""
+    """Add entries to a table, or replace them. Another process reads the old file or the new one, never a part."""
     table = read_table(path)
     table[architecture] = {**table.get(architecture, {}), **entries}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,21 +103,26 @@ def write_table(path: Path, architecture: str, entries: dict[str, dict[str, Any]
 def _entries(architecture: str | None) -> dict[str, dict[str, Any]]:
     if architecture is None:
         return {}
-    package, own = read_table(PACKAGE_TABLE), read_table(user_table())
-    return {**package.get(architecture, {}), **own.get(architecture, {})}
+    package, user = read_table(PACKAGE_TABLE), read_table(user_table())
+    return {**package.get(architecture, {}), **user.get(architecture, {})}
+
+
+class Rule(NamedTuple):
+    tiles: Tiles
+    max_tiles: Tiles
 
 
 class Search(NamedTuple):
-    """What a search tries, and what is asked for meanwhile.
+    """The tiles that a search tries, and the calls of `tuned` meanwhile.
 
     Attributes:
         tried: tiles by key; other keys get their rule.
-        rules: rule and `most` of each key.
-        latest: the key that was last asked for, by the name of its kernel: that of the next launch.
+        rules: the rule of each key.
+        latest: the latest key of each kernel, by its name: that of its next launch.
     """
 
     tried: dict[str, Tiles]
-    rules: dict[str, tuple[Tiles, Tiles]]
+    rules: dict[str, Rule]
     latest: dict[str, str]
 
 
@@ -126,7 +131,7 @@ _search: Search | None = None
 
 @contextmanager
 def trying(tiles: dict[str, Tiles]) -> Iterator[Search]:
-    """Within, kernels get these tiles; tables are not read."""
+    """In this context, kernels get these tiles, and tables are not read."""
     global _search
     _search = Search(tiles, {}, {})
     try:
@@ -136,5 +141,5 @@ def trying(tiles: dict[str, Tiles]) -> Iterator[Search]:
 
 
 def launched_key(kernel: Any) -> str | None:
-    """Within `trying`: the key of the launch of a kernel that is about to be made; None if it has no tuned tiles."""
+    """In `trying`, the key of a kernel's next launch; None if it has no tuned tiles."""
     return None if _search is None else _search.latest.get(kernel_name(kernel))

@@ -55,8 +55,8 @@ def test_opcheck_swin_block(mode):
 
 
 def test_opcheck_token_mask():
-    percent = torch.tensor([[30, 70]]).expand(3, 2)
-    arguments = (torch.tensor(1), torch.tensor(2), torch.arange(3), percent, 4, 10, 2, 5, 0, 0, 2, False)
+    percent = torch.tensor([[30], [50], [70]])
+    arguments = (torch.tensor(1), torch.tensor(2), torch.arange(3), percent, 1, 40, 1, 1, 0, 0, 2, False)
     torch.library.opcheck(torch.ops.masked_swin.token_mask_cpu.default, arguments)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from masked_swin.kernels import backends
+from masked_swin.kernels import triton as triton_backend
 from masked_swin.kernels.triton import launch
 from masked_swin.kernels.triton.attention_pairs import rows_of_places_kernel
 from tests.support.ptxsim import Stats, launch_triton
@@ -122,7 +122,7 @@ class Compiler:
 def in_place_of_launch(stand_in: Any) -> Iterator[Any]:
     """Within, backend="triton" takes CPU tensors, and `stand_in.launch` gets its kernels."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "TRITON_INTERPRETS", True)
+        patch.setattr(triton_backend, "INTERPRETED", True)
         patch.setattr(launch, "launch", stand_in.launch)
         yield stand_in
 

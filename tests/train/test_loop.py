@@ -248,6 +248,23 @@ def test_signals_finish_the_step_and_save(
     assert Trainer(config).step == 7
 
 
+def test_a_second_ctrl_c_says_what_is_kept(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_step = Trainer.train_step
+
+    def interrupted(self: Trainer) -> StepResult:
+        if self.step == 6:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return train_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config).run()
+    assert re.search(r"not saved: step 6; step 5 is kept in .*latest\.pt", capsys.readouterr().err)
+
+
 def test_time_limit_saves(config: TrainConfig) -> None:
     trainer = Trainer(config)
     assert trainer.run(time_limit=0.0) == "out of time"

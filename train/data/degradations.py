@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from masked_swin.train.metrics import to_uint8
+from masked_swin.train.data.arrays import to_uint8
 
 Image = np.ndarray
 

@@ -65,15 +65,15 @@ def test_captured_in_a_cuda_graph():
     torch.testing.assert_close(out, window_attention(q, k, v, bias, scale=0.3))
 
 
-@pytest.mark.parametrize("kept", [None, 0.4])
+@pytest.mark.parametrize("share", [None, 0.4])
 @pytest.mark.parametrize(
     ("dtype", "shape"),
     [(dtype, shape) for dtype in (torch.float16, torch.bfloat16) for shape in MLP_SHAPES]
     + [(torch.float32, "published"), (torch.float32, "odd")],  # exact products of more than 64 channels run nowhere
 )
 @pytest.mark.parametrize("stream", [torch.float32, None], ids=["autocast", "plain"])
-def test_mlp_and_every_gradient(dtype, stream, shape, kept):
-    assert_small(mlp_errors(dtype, stream, device="cuda", kept=kept, **MLP_SHAPES[shape]), stream or dtype)
+def test_mlp_and_every_gradient(dtype, stream, shape, share):
+    assert_small(mlp_errors(dtype, stream, device="cuda", share=share, **MLP_SHAPES[shape]), stream or dtype)
 
 
 def block_gradients(mode, dtype, backend, autocast=None):

@@ -1,4 +1,4 @@
-"""What the Triton backend starts for an image far too large to be run here: tensors have shapes, and no memory."""
+"""The launches of the Triton backend for an image far too large to run here: tensors have shapes, and no memory."""
 
 import pytest
 import torch

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from masked_swin.kernels.triton import launch, linear
 from masked_swin.kernels.triton import mlp as triton_mlp
-from masked_swin.kernels.triton.linear import Rows
+from masked_swin.kernels.triton.linear import Tokens
 from masked_swin.kernels.triton.mlp import MlpWeights, mlp, mlp_backward
 from tests.support.attention_cases import assert_small, relative_error
 from tests.support.triton_on_ptxsim import Emulator
@@ -33,37 +33,38 @@ def make_case(channels=60, hidden=120, batch=3, tokens=45):
 
 
 def eager(x, weights, scale, dtype=None, keep=None):
-    """PyTorch's operators; the products in `dtype`, as under autocast. Rows that are not in `keep` stay as they are."""
+    """PyTorch's operators, with products in `dtype`, as under autocast. Tokens outside of `keep` stay."""
     norm_weight, norm_bias, *fc = weights
-    rows = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias).to(dtype or x.dtype)
-    fc1, b1, fc2, b2 = (tensor.to(rows.dtype) for tensor in fc)
-    branch = F.linear(F.gelu(F.linear(rows, fc1, b1)), fc2, b2)
+    normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias).to(dtype or x.dtype)
+    fc1, b1, fc2, b2 = (tensor.to(normed.dtype) for tensor in fc)
+    branch = F.linear(F.gelu(F.linear(normed, fc1, b1)), fc2, b2)
     y = x + (branch if scale is None else branch * scale.view(-1, 1, 1).to(branch.dtype))
     return y if keep is None else torch.where(keep[..., None], y, x)
 
 
-def rows_of(keep):
-    """As a plan has them on a device: a list with room for every row, in an order of its own."""
-    rows = keep.flatten().nonzero().flatten().flip(0)
-    index = rows.new_zeros(keep.numel())
-    index[: len(rows)] = rows
-    return Rows(len(index), index, torch.tensor([0, len(rows) // 2, len(rows)], dtype=torch.int32, device=keep.device))
+def list_of(keep):
+    """The list of visible tokens as on a device: with room for every token, and in an order of its own."""
+    visible = keep.flatten().nonzero().flatten().flip(0)
+    index = visible.new_zeros(keep.numel())
+    index[: len(visible)] = visible
+    offsets = torch.tensor([0, len(visible) // 2, len(visible)], dtype=torch.int32, device=keep.device)
+    return Tokens(len(index), index, offsets)
 
 
-def errors(dtype, stream=None, with_scale=True, device="cpu", kept=None, precision="highest", **shape):
+def errors(dtype, stream=None, with_scale=True, device="cpu", share=None, precision="highest", **shape):
     """Errors of y and every gradient against float64: ours, and PyTorch's.
 
     stream: the dtype of x and weights.
-    kept: the share of rows that a plan has; None = no plan.
-    precision: what PyTorch's setting says of float32 products, which the interpreter multiplies exactly all the same.
+    share: of visible tokens in a list; None = no list.
+    precision: PyTorch's setting for float32 products; the interpreter's are exact anyway.
     """
     stream = stream or dtype
     x, weights, scale, grad = make_case(**shape)
     scale = scale.to(device) if with_scale else None
-    keep = None if kept is None else torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(1)) < kept
+    keep = None if share is None else torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(1)) < share
     if keep is not None:
         keep = keep.to(device)
-    rows = None if keep is None else rows_of(keep)
+    tokens = None if keep is None else list_of(keep)
     found = {}
 
     def gradients(x, weights, grad, dtype=None):
@@ -78,8 +79,8 @@ def errors(dtype, stream=None, with_scale=True, device="cpu", kept=None, precisi
     weights = MlpWeights(*weights)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
-        dx, d_weights = mlp_backward(grad, x, weights, scale32, dtype, rows)
-        ours = [mlp(x.clone(), weights, scale32, dtype, rows), dx, *d_weights]
+        dx, d_weights = mlp_backward(grad, x, weights, scale32, dtype, tokens)
+        ours = [mlp(x.clone(), weights, scale32, dtype, tokens), dx, *d_weights]
     for name, wanted, value, yardstick in zip(("y", "dx", *MlpWeights._fields), truth, ours, theirs, strict=True):
         assert value.dtype == stream
         assert value.shape == wanted.shape
@@ -97,7 +98,7 @@ SHAPES = {
 
 
 def few_chunks(*arguments, **options):
-    """Chunks of several tiles of rows."""
+    """With chunks of several tiles."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_mlp, "CHUNKS", 2)
         patch.setattr(linear, "WEIGHT_CHUNKS", 2)
@@ -105,7 +106,7 @@ def few_chunks(*arguments, **options):
 
 
 def precision_of(shape):
-    """Exact products of more than 64 channels run nowhere."""
+    """No backend runs exact products of more than 64 channels."""
     return {"precision": "highest" if SHAPES[shape].get("channels", 60) <= 64 else "high"}
 
 
@@ -116,10 +117,10 @@ def test_y_and_every_gradient(interpreted, shape):
 
 
 @pytest.mark.parametrize("shape", ["published", "96 channels", "odd"])
-@pytest.mark.parametrize("kept", [0.0, 0.3])
-def test_rows_of_a_plan(interpreted, shape, kept):
-    found = interpreted(few_chunks, torch.float32, kept=kept, **SHAPES[shape], **precision_of(shape))
-    if kept == 0.0:
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_tokens_of_a_list(interpreted, shape, share):
+    found = interpreted(few_chunks, torch.float32, share=share, **SHAPES[shape], **precision_of(shape))
+    if share == 0.0:
         assert set(found.values()) == {(0.0, 0.0)}
     else:
         assert_small(found, torch.float32)
@@ -148,21 +149,21 @@ def test_compiled_under_autocast(shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", [None, 0.4])
+@pytest.mark.parametrize("share", [None, 0.4])
 @pytest.mark.parametrize(
     ("dtype", "shape"),
     [(dtype, shape) for dtype in (torch.float16, torch.bfloat16) for shape in SHAPES]
     + [(torch.float32, "published"), (torch.float32, "odd")],
 )
-def test_compiled_for_every_dtype(dtype, shape, kept):
-    assert_small(compiled(dtype, kept=kept, **SHAPES[shape]), dtype)
+def test_compiled_for_every_dtype(dtype, shape, share):
+    assert_small(compiled(dtype, share=share, **SHAPES[shape]), dtype)
 
 
 @pytest.mark.parametrize("channels", [16, *(pytest.param(c, marks=pytest.mark.slow) for c in (60, 96, 180))])
-@pytest.mark.parametrize("kept", [None, pytest.param(0.5, marks=pytest.mark.slow)])
-def test_tf32_only_if_asked_for(channels, kept):
+@pytest.mark.parametrize("share", [None, pytest.param(0.5, marks=pytest.mark.slow)])
+def test_tf32_only_if_allowed(channels, share):
     shape = {"channels": channels, "hidden": 2 * channels, "tokens": 20}
-    found = compiled(torch.float32, precision="high", kept=kept, **shape)
+    found = compiled(torch.float32, precision="high", share=share, **shape)
     errors_of_products = [found[name][0] for name in ("y", "dx", "fc1_weight", "fc2_weight")]
     assert all(1e-5 < error < 3e-3 for error in errors_of_products), found
 
@@ -184,8 +185,8 @@ def gelu_of_large_values():
     """Hidden units far outside the range of the fit, both signs."""
     x, weights, _, _ = make_case(channels=16, hidden=32, tokens=20)
     x, weights = x.float(), [weight.float() for weight in weights]
-    weights[3] = torch.linspace(-1e4, 1e4, 32)
-    y = mlp(x, MlpWeights(*weights), None, torch.float32)
+    weights = MlpWeights(*weights)._replace(fc1_bias=torch.linspace(-1e4, 1e4, 32))
+    y = mlp(x, weights, None, torch.float32)
     truth = eager(x.double(), [weight.double() for weight in weights], None)
     assert relative_error(y, truth) < 1e-6
 

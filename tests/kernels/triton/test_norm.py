@@ -15,13 +15,13 @@ def norm_kernel(
     x_ptr, index_ptr, grad_ptr, out_ptr, dx_ptr, rows, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    valid = place < rows
-    row = tl.load(index_ptr + place, mask=valid, other=0)
+    entry = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    valid = entry < rows
+    row = tl.load(index_ptr + entry, mask=valid, other=0)
     normed, scale = normalise(load_rows(x_ptr, row, valid, CHANNELS, BLOCK_C), CHANNELS)
-    grad = load_rows(grad_ptr, place, valid, CHANNELS, BLOCK_C)
-    store_rows(out_ptr, place, valid, normed, CHANNELS, BLOCK_C)
-    store_rows(dx_ptr, place, valid, normalise_backward(grad, normed, scale, CHANNELS), CHANNELS, BLOCK_C)
+    grad = load_rows(grad_ptr, entry, valid, CHANNELS, BLOCK_C)
+    store_rows(out_ptr, entry, valid, normed, CHANNELS, BLOCK_C)
+    store_rows(dx_ptr, entry, valid, normalise_backward(grad, normed, scale, CHANNELS), CHANNELS, BLOCK_C)
 
 
 def gathered_and_normalised(channels, dtype):

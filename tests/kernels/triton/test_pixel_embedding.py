@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from masked_swin import MaskedSwinIR, MaskKey, ModelConfig
 from masked_swin.kernels import EmbeddingWeights, Noise, gaussian_noise, pixel_embedding
-from masked_swin.kernels.noise import _normal
+from masked_swin.kernels.backends import choose
+from masked_swin.kernels.noise import NormalInputs
 from tests.support.attention_cases import assert_small, relative_error
 from tests.support.triton_on_ptxsim import on_ptxsim
 
@@ -24,19 +25,19 @@ CASES = {
 }
 
 
-def composed(image, size, noise, masked, mean, weight, bias, norm_weight, norm_bias):
+def composed(image, size, noise, input_mask, mean, weight, bias, norm_weight, norm_bias):
     height, width = image.shape[2:]
     if noise is not None:
         image = gaussian_noise(image, *noise)
-    if masked is not None:
-        image = image.masked_fill(masked[:, None, :height, :width], MASK_VALUE)
+    if input_mask is not None:
+        image = image.masked_fill(input_mask[:, None, :height, :width], MASK_VALUE)
     image = F.pad(image, (0, size[1] - width, 0, size[0] - height), mode="reflect")
     features = F.conv2d((image - mean.view(1, -1, 1, 1)) * RANGE, weight, bias).permute(0, 2, 3, 1)
     return F.layer_norm(features, (len(bias),), norm_weight, norm_bias)
 
 
-def fused(image, size, noise, masked, mean, *weights, backend="triton"):
-    options = {"noise": noise, "masked": masked, "mean": mean, "image_range": RANGE, "mask_value": MASK_VALUE}
+def fused(image, size, noise, input_mask, mean, *weights, backend="triton"):
+    options = {"noise": noise, "input_mask": input_mask, "mean": mean, "image_range": RANGE, "mask_value": MASK_VALUE}
     return pixel_embedding(image, size, weights=EmbeddingWeights(*weights), backend=backend, **options).features
 
 
@@ -51,7 +52,7 @@ def errors_of(
     torch.manual_seed(0)
     noise = None if sigma is None else Noise(sigma, *MaskKey.make(2**40 + 3, 2**31 + 5, torch.arange(7, 7 + batch)))
     mean = torch.rand(image_channels).to(dtype)
-    masked = None if masked_share is None else torch.rand(batch, *size) < masked_share
+    input_mask = None if masked_share is None else torch.rand(batch, *size) < masked_share
     leaves = [
         torch.rand(batch, image_channels, *image),
         torch.randn(channels, image_channels, 1, 1),
@@ -63,7 +64,7 @@ def errors_of(
 
     def run(embed, of_dtype):
         inputs = [leaf.to(dtype).to(of_dtype).requires_grad_() for leaf in leaves]
-        out = embed(inputs[0], size, noise, masked, mean.to(of_dtype), *inputs[1:])
+        out = embed(inputs[0], size, noise, input_mask, mean.to(of_dtype), *inputs[1:])
         return [out, *torch.autograd.grad(out, inputs, grad.to(of_dtype))]
 
     truth = run(composed, torch.float64)
@@ -75,8 +76,10 @@ def errors_of(
 def same_normal_numbers():
     key = MaskKey.make(2**62 + 12345, 2**31 + 5, torch.tensor([0, 7, 2**32 + 7]))
     for channels, pixels in ((1, 1), (6, 1030)):
-        ours = torch.ops.masked_swin.normal_triton(*key, channels, pixels)
-        torch.testing.assert_close(ours.double(), _normal(*key, channels, pixels, torch.float64), rtol=3e-7, atol=1e-6)
+        inputs = NormalInputs(*key, channels, pixels, torch.float64)
+        ours = torch.ops.masked_swin.normal_triton(*inputs.arguments())
+        wanted = choose("normal", inputs, "reference").run(inputs)
+        torch.testing.assert_close(ours.double(), wanted, rtol=3e-7, atol=1e-6)
 
 
 def test_same_normal_numbers(interpreted):
@@ -104,15 +107,15 @@ def test_compiled_in_every_case(dtype, case):
         assert_small(embedding_errors(dtype, case), dtype)
 
 
-def test_whole_sectors_are_asked_for_once_and_masked_pixels_not_read():
-    image, masked = torch.rand(1, 3, 32, 32), torch.rand(1, 32, 32) < 0.85
+def test_whole_sectors_are_requested_once_and_masked_pixels_not_read():
+    image, input_mask = torch.rand(1, 3, 32, 32), torch.rand(1, 32, 32) < 0.85
     weights = [weight.requires_grad_() for weight in (torch.rand(60, 3, 1, 1), *torch.rand(3, 60))]
     with on_ptxsim() as emulator:
-        fused(image, (32, 32), None, masked, torch.rand(3), *weights).sum().backward()
+        fused(image, (32, 32), None, input_mask, torch.rand(3), *weights).sum().backward()
     for launch, features in zip(emulator.launches, ("out_ptr", "grad_ptr"), strict=True):
         traffic = {launch.arguments[int(a.name.split()[1])]: a for a in launch.stats.arguments}
-        assert traffic["image_ptr"].unique_read == 3 * 4 * (~masked).sum()
-        for name in ("image_ptr", "masked_ptr", features):
+        assert traffic["image_ptr"].unique_read == 3 * 4 * (~input_mask).sum()
+        for name in ("image_ptr", "input_mask_ptr", features):
             of = traffic[name]
             assert of.requested_read + of.requested_written == of.sectors_read + of.sectors_written, name
         assert of.sectors_read + of.sectors_written == 1024 * 60 * 4 // 32
@@ -168,7 +171,7 @@ def test_opcheck():
     weights = torch.rand(5, 3, 1, 1), torch.rand(5), torch.rand(5), torch.rand(5)
     leaves = [tensor.requires_grad_() for tensor in weights]
     key = MaskKey.make(1, 2, torch.tensor([3]))
-    masked, sizes = torch.rand(1, 8, 8) < 0.5, (8, 8, 0.1, 1.0, -0.1, False)
-    arguments = (torch.rand(1, 3, 5, 6), *key, masked, torch.rand(3), *leaves, *sizes)
+    input_mask, sizes = torch.rand(1, 8, 8) < 0.5, (8, 8, 0.1, 1.0, -0.1, False)
+    arguments = (torch.rand(1, 3, 5, 6), *key, input_mask, torch.rand(3), *leaves, *sizes)
     with on_ptxsim():
         torch.library.opcheck(torch.ops.masked_swin.pixel_embedding_triton.default, arguments)

@@ -63,7 +63,7 @@ def test_half_precision(interpreted, mode):
 def test_compiled_in_bfloat16(mode):
     with on_ptxsim() as emulator:
         check_errors(mode, ONE_IMAGE, True, 0.0, "triton", 1)
-    assert {"rows_to_heads_kernel", "forward_kernel", "projection_kernel", "mlp_kernel"} <= {
+    assert {"tokens_to_heads_kernel", "forward_kernel", "projection_kernel", "mlp_kernel"} <= {
         launch.kernel for launch in emulator.launches
     }
 
@@ -96,7 +96,7 @@ def test_other_layouts_and_dtypes(interpreted):
 
 
 def capacity_for_every_token(mode):
-    """As on a device, where the list of visible tokens has a row for every token and no one knows how many it holds."""
+    """As on a device, where the list has room for every token, and only the device knows how many are visible."""
     exact = run(mode, torch.float32, "triton", **RECTANGLE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
@@ -106,7 +106,7 @@ def capacity_for_every_token(mode):
 
 
 @pytest.mark.parametrize("mode", ["drop", "visible"])
-def test_rows_that_no_window_owns(interpreted, mode):
+def test_entries_that_no_window_owns(interpreted, mode):
     interpreted(capacity_for_every_token, mode)
 
 
@@ -148,7 +148,7 @@ class _NoWaiting(TorchDispatchMode):
 
 
 def block_arguments(mode):
-    """Of the operator; every token has a row in the plan where `torch.compiler.is_compiling()`."""
+    """Arguments of the operator; the list has room for every token where `torch.compiler.is_compiling()`."""
     weights = [w.detach().requires_grad_() for w in random_weights()[:13]]
     keep = torch.rand(1, 32) < 0.4
     x = torch.randn(1, 4, 8, 12, requires_grad=True)
@@ -195,7 +195,7 @@ def test_compiled_in_one_graph(interpreted):
     interpreted(compiled_in_one_graph)
 
 
-def places():
+def position_tables():
     for windows in (Windows(12, 15, (3, 5), (1, 2)), Windows(8, 6, (4, 2), (0, 1)), Windows(4, 8, (4, 8), (3, 4))):
         height, width = windows.window
         table = torch.randn((2 * height - 1) * (2 * width - 1), 3, requires_grad=True)
@@ -209,7 +209,7 @@ def places():
 
 
 def test_bias_its_gradient_and_regions(interpreted):
-    interpreted(places)
+    interpreted(position_tables)
 
 
 def weights_of(c, heads):

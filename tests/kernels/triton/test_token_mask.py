@@ -1,4 +1,4 @@
-"""Masks and plans in Triton, bit for bit those of PyTorch: interpreted, and compiled for sm_80 and executed."""
+"""Words, masks and visible tokens in Triton, bit for bit those of PyTorch: interpreted, and compiled and executed."""
 
 import itertools
 
@@ -8,13 +8,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from masked_swin.kernels import VisibleTokens, Windows, token_mask
-from masked_swin.kernels.token_mask import _token_mask_torch
+from masked_swin.kernels.backends import choose
+from masked_swin.kernels.token_mask import RandomWordsInputs, TokenMaskInputs
+from masked_swin.kernels.visible import CompactList, VisibleTokensInputs
 from tests.support.triton_on_ptxsim import on_ptxsim
 
 SEEDS = (0, -1, 2**62 + 12345)
 DRAW = 2**31 + 5
 SAMPLES = (0, 7, 2**32 + 7, 123456789)
-PERCENTS = ((0, 0), (1, 1), (75, 75), (100, 100), (30, 50), (0, 100))
+PERCENTS = (0, 1, 75, 100, 130, -7)  # the last two are clamped
 WINDOWS = (
     Windows(8, 12, (4, 4), (2, 2)),
     Windows(6, 10, (3, 5), (1, 2)),
@@ -26,64 +28,88 @@ WINDOWS = (
 )
 
 
+def percents(heads):
+    """One percentage, one for each image or head, and one for each of both."""
+    values = torch.tensor(PERCENTS)
+    yield from values.view(-1, 1, 1)
+    for of_images, of_heads in ((len(SAMPLES), 1), (1, heads), (len(SAMPLES), heads)):
+        numbers = torch.arange(of_images * heads).view(of_images, heads)[:, :of_heads]  # a view with other strides
+        yield values[numbers % len(values)]
+
+
+def same_as_reference(operation, inputs):
+    ours = getattr(torch.ops.masked_swin, f"{operation}_triton")(*inputs.arguments())
+    wanted = choose(operation, inputs, "reference").run(inputs)
+    assert ours.dtype == wanted.dtype
+    assert torch.equal(ours, wanted)
+
+
+def same_words(seeds=SEEDS):
+    for seed, (first, count, first_head, heads) in itertools.product(
+        seeds, ((0, 1100, 0, 3), (1, 5, 1, 1), (2**32 - 3, 7, 2**32 - 2, 3), (2**31 - 2, 4, 2**31 - 1, 2), (0, 0, 0, 1))
+    ):
+        inputs = RandomWordsInputs(
+            torch.tensor(seed), torch.tensor(DRAW), torch.tensor(SAMPLES), first, count, first_head, heads
+        )
+        same_as_reference("random_words", inputs)
+
+
 def same_masks(tokens, seeds=SEEDS, heads=(1, 3)):
-    sample, draw = torch.tensor(SAMPLES), torch.tensor(DRAW)
-    for seed, percents, count, per_sample in itertools.product(seeds, PERCENTS, heads, (False, True)):
-        arguments = (torch.tensor(seed), draw, sample, tokens, count)
-        ours = torch.ops.masked_swin.token_mask_triton(*arguments, *percents, per_sample)
-        assert torch.equal(ours, _token_mask_torch(*arguments, percents, per_sample, None))
+    sample, draw, windows = torch.tensor(SAMPLES), torch.tensor(DRAW), Windows(1, tokens, (1, 1))
+    for seed, count in itertools.product(seeds, heads):
+        for percent in percents(count):
+            inputs = TokenMaskInputs(torch.tensor(seed), draw, sample, percent, windows, count, False)
+            same_as_reference("token_mask", inputs)
 
 
 def same_exact_masks(shapes):
     seed, draw, sample = torch.tensor(-3), torch.tensor(DRAW), torch.tensor(SAMPLES)
-    ranges = itertools.product((1, 2), ((0, 0), (75, 75), (100, 100), (10, 90)), (False, True))
-    for windows, (heads, percents, per_sample) in itertools.product(shapes, ranges):
-        sizes = (windows.height, windows.width, *windows.window, *windows.shift)
-        ours = torch.ops.masked_swin.exact_token_mask_triton(seed, draw, sample, *sizes, heads, *percents, per_sample)
-        wanted = _token_mask_torch(seed, draw, sample, windows.tokens, heads, percents, per_sample, windows)
-        assert torch.equal(ours, wanted)
+    for windows, heads in itertools.product(shapes, (1, 2)):
+        for percent in percents(heads):
+            same_as_reference("token_mask", TokenMaskInputs(seed, draw, sample, percent, windows, heads, True))
 
 
-def same_plans(shapes, shares=(0.0, 0.3, 1.0), batch=3):
+def same_lists(shapes, shares=(0.0, 0.3, 1.0), batch=3):
     for windows, share, heads in itertools.product(shapes, shares, (None, 2)):
         shape = (batch, windows.tokens) if heads is None else (batch, heads, windows.tokens)
         keep = torch.rand(shape) < share
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.compiler, "is_compiling", lambda: True)  # rows for every token, as on a device
-            plan = VisibleTokens.from_keep(keep, windows)
-            wanted = (plan.token_index, plan.position, plan.offsets, plan.keep, plan.regions)
-        sizes = (windows.height, windows.width, *windows.window, *windows.shift)
-        found = torch.ops.masked_swin.visible_tokens_triton(keep, *sizes)
-        for name, ours, theirs in zip(("index", "position", "offsets", "keep", "regions"), found, wanted, strict=True):
-            theirs = torch.empty(0, windows.size, dtype=torch.int32) if theirs is None else theirs
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)  # room for every token, as on a device
+            inputs = VisibleTokensInputs(keep, windows)
+            wanted = choose("visible_tokens", inputs, "reference").run(inputs)
+        found = torch.ops.masked_swin.visible_tokens_triton(*inputs.arguments())
+        for name, ours, theirs in zip(CompactList._fields, found, wanted, strict=True):
             assert ours.dtype == theirs.dtype, name
             assert torch.equal(ours, theirs), name
 
 
-def plan_of_many_programs():
+def list_of_many_programs():
     from masked_swin.kernels.triton import visible
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(visible, "TOTALS_EACH", 4)
-        same_plans([Windows(64, 64, (8, 8), (4, 4))], shares=(0.25,), batch=4)
+        same_lists([Windows(64, 64, (8, 8), (4, 4))], shares=(0.25,), batch=4)
 
 
 def test_interpreted(interpreted):
+    interpreted(same_words, SEEDS[:1])
     interpreted(same_masks, 1100, SEEDS[:1], (3,))
     interpreted(same_exact_masks, WINDOWS[1:2])
-    interpreted(same_plans, WINDOWS[:2])
-    interpreted(plan_of_many_programs)
+    interpreted(same_lists, WINDOWS[:2])
+    interpreted(list_of_many_programs)
 
 
 @pytest.mark.slow
 def test_interpreted_in_every_shape(interpreted):
+    interpreted(same_words)
     interpreted(same_masks, 2500)
     interpreted(same_exact_masks, WINDOWS)
-    interpreted(same_plans, WINDOWS)
+    interpreted(same_lists, WINDOWS)
 
 
 def test_compiled_masks():
     with on_ptxsim():
+        same_words(SEEDS[:1])
         same_masks(1500, seeds=SEEDS[:1], heads=(3,))
 
 
@@ -92,10 +118,10 @@ def test_compiled_exact_masks():
         same_exact_masks(WINDOWS[1:2])
 
 
-def test_compiled_plans():
+def test_compiled_lists():
     with on_ptxsim():
-        same_plans(WINDOWS[1:2])
-        plan_of_many_programs()
+        same_lists(WINDOWS[1:2])
+        list_of_many_programs()
 
 
 @pytest.mark.slow
@@ -108,7 +134,7 @@ def test_millions_of_words():
 def test_compiled_in_every_shape():
     with on_ptxsim():
         same_exact_masks(WINDOWS)
-        same_plans(WINDOWS)
+        same_lists(WINDOWS)
 
 
 class Operators(TorchDispatchMode):
@@ -125,27 +151,38 @@ class Operators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_device_gets_these_operators_and_nothing_else(exact):
+def test_a_device_gets_these_operators_and_nothing_else(exact, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     windows = Windows(16, 16, (8, 8), (4, 4))
     with FakeTensorMode():
         seed, draw = torch.empty(2, dtype=torch.int64, device="cuda").unbind()
         sample = torch.empty(5, dtype=torch.int64, device="cuda")
         with Operators() as operators:
             mask = token_mask(seed, draw, sample, 256, 0.75, windows=windows, exact=exact)
-            plan = VisibleTokens.from_keep(mask, windows)
-            assert [*plan.token_index.shape, *plan.offsets.shape, *plan.regions.shape] == [5 * 256, 5 * 4 + 1, 4, 64]
-    drawing = "exact_token_mask_triton" if exact else "token_mask_triton"
-    assert operators.names == [f"masked_swin::{drawing}", "masked_swin::visible_tokens_triton"]
+            visible = VisibleTokens.from_keep(mask, windows)
+            shapes = visible.token_index.shape, visible.offsets.shape, visible.regions.shape
+            assert shapes == ((5 * 256,), (5 * 4 + 1,), (4, 64))
+    assert operators.names == ["aten::full", "masked_swin::token_mask_triton", "masked_swin::visible_tokens_triton"]
+
+
+def test_a_schedule_of_ratios_compiles_nothing_anew():
+    key, windows = (torch.tensor(1), torch.tensor(2), torch.arange(3)), Windows(8, 8, (4, 4), (2, 2))
+    for exact in (False, True):
+        with on_ptxsim() as emulator:
+            for percent in (0, 16, 75, 100):
+                arguments = TokenMaskInputs(*key, torch.tensor([[percent]]), windows, 2, exact).arguments()
+                torch.ops.masked_swin.token_mask_triton(*arguments)
+        assert len({launch.compiled.hash for launch in emulator.launches}) == 1
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck's own
 def test_opcheck():
-    key = torch.tensor(1), torch.tensor(2), torch.arange(3)
-    operators = torch.ops.masked_swin
+    key, windows = (torch.tensor(1), torch.tensor(2), torch.arange(3)), Windows(6, 10, (3, 5), (1, 2))
+    operators, percent = torch.ops.masked_swin, torch.tensor([[30, 70]])
     with on_ptxsim():
-        torch.library.opcheck(operators.token_mask_triton.default, (*key, 40, 2, 30, 70, True))
-        sizes = (6, 10, 3, 5, 1, 2)
-        exact = (*key, *sizes, 2, 30, 70, True)
-        torch.library.opcheck(operators.exact_token_mask_triton.default, exact)
+        for exact in (False, True):
+            arguments = TokenMaskInputs(*key, percent, windows, 2, exact).arguments()
+            torch.library.opcheck(operators.token_mask_triton.default, arguments)
+        torch.library.opcheck(operators.random_words_triton.default, (*key, 5, 40, 1, 2))
         keep = torch.rand(2, 60) < 0.5
-        torch.library.opcheck(operators.visible_tokens_triton.default, (keep, *sizes))
+        torch.library.opcheck(operators.visible_tokens_triton.default, (keep, *windows.sizes))

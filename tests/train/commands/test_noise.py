@@ -121,7 +121,6 @@ def test_every_bad_file_is_named_and_the_rest_done(
     clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_bad_files(clean)
-    (clean / "empty.txt").unlink()  # would differ from empty.png in the ending only
     write_deep(clean / "deep.png", picture(dtype=np.uint16))
     assert main(["noise", str(clean), "--output", str(tmp_path / "noisy"), "--noise", "gaussian:1"]) == 1
     out, err = capsys.readouterr()
@@ -133,6 +132,8 @@ def test_every_bad_file_is_named_and_the_rest_done(
 
 
 def test_files_that_differ_in_their_ending_only_are_refused(clean: Path, tmp_path: Path) -> None:
+    (clean / "a.txt").write_text("not an image")
+    assert len(write_noisy(clean, tmp_path / "first", parse_specs("gaussian:1")).entries) == 4
     PIL.Image.fromarray(picture()).save(clean / "a.tif")
     with pytest.raises(ValueError, match=r"a\.png and .*a\.tif: files that differ only in their ending"):
         write_noisy(clean, tmp_path / "noisy", parse_specs("gaussian:1"))

@@ -1,4 +1,4 @@
-"""Pixels of many images: in memory, or, where that is too small, in a file that later starts map as it is."""
+"""Pixels of many images: in memory, or in a file that later runs map."""
 
 import json
 import os
@@ -15,10 +15,10 @@ _MAP, _INDEX = "images.map", "images.json"
 
 
 class PixelStore:
-    """Arrays held in memory, until they take more than `limit` bytes: then all, in a row, in a file of `folder`.
+    """Holds arrays in memory; once they take more than `limit` bytes, writes all, one after another, to a file.
 
-    A context: the file is removed where the block raises, and an OSError of writing it names it. `folder` None keeps
-    everything in memory.
+    The file is in `folder`; None keeps everything in memory. A context: an exception in the block removes the file, and
+    an OSError of writing names it.
     """
 
     def __init__(self, folder: Path | None, limit: float) -> None:
@@ -33,7 +33,7 @@ class PixelStore:
         self.size += array.nbytes
         if self.folder is not None and self.size > self.limit:
             if self._file is None:
-                (self.folder / _INDEX).unlink(missing_ok=True)  # of what is overwritten now
+                (self.folder / _INDEX).unlink(missing_ok=True)  # it describes the file that is overwritten now
                 self._file = open(self.folder / _MAP, "wb")  # noqa: SIM115 (closed by __exit__)
             for held in self._held:
                 self._mapped.append({"offset": self._file.tell(), "shape": held.shape, "dtype": held.dtype.str})
@@ -41,9 +41,9 @@ class PixelStore:
             self._held.clear()
 
     def finish(self, key: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[list[np.ndarray], str]:
-        """The arrays, read-only where they are mapped, and where they are, in words.
+        """Return the arrays (read-only if mapped), and in words where they are kept.
 
-        `open_map` with the same `key`, plain as JSON, finds those of a file again, with `about`.
+        `open_map` with the same `key` finds the arrays of a file again, and `about`. Both must be JSON.
         """
         if self._file is None or self.folder is None:
             return self._held, f"{_words(self.size)} of pixels in memory"
@@ -71,12 +71,15 @@ class PixelStore:
 
 
 def open_map(folder: Path, key: Mapping[str, Any]) -> tuple[list[np.ndarray], str, dict[str, Any]] | None:
-    """The arrays, place and `about` that a `PixelStore` of this folder and key left in a file; None if it did not."""
+    """Map the file that a `PixelStore` of this folder and key left; return arrays, storage in words, and `about`.
+
+    None if there is no such file.
+    """
     try:
         index = json.loads((folder / _INDEX).read_text())
         if index["key"] == key:
             return *_map(folder, index["arrays"]), index["about"]
-    except (OSError, ValueError, KeyError, TypeError):  # nothing there, torn, or nothing of ours
+    except (OSError, ValueError, KeyError, TypeError):  # no file, a torn one, or another program's
         return None
     return None
 

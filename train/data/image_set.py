@@ -1,4 +1,4 @@
-"""The images of a run: what lies in folders, or the built-in ones, decoded."""
+"""Sets of decoded images: those of files and folders, or the built-in photographs."""
 
 import itertools
 import os
@@ -9,17 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from einops import rearrange
-from torch import Tensor
-from tqdm import tqdm
 
 from masked_swin.memory import available_memory
-from masked_swin.train.data.images import DecodedImage, image_paths, read_image
-from masked_swin.train.data.store import GIB, PixelStore, open_map
+from masked_swin.train.data.decoded_image import DecodedImage
+from masked_swin.train.data.images import image_paths, read_image
+from masked_swin.train.data.pixel_store import GIB, PixelStore, open_map
+from masked_swin.train.progress import progress_bar
 
-# The built-in images, all colour photographs or micrographs shipped inside the scikit-image wheel. The two motorcycle
-# views show one scene and stay on one side of the split.
+# Colour photographs and micrographs inside the scikit-image wheel. The two motorcycle views show one scene, so both are
+# for training.
 BUILTIN_TRAIN = (
     "coffee",
     "hubble_deep_field",
@@ -31,20 +29,13 @@ BUILTIN_TRAIN = (
 )
 BUILTIN_HELD_OUT = ("astronaut", "chelsea")
 
-TRAINING_STREAM, VALIDATION_STREAM = 0, 1
-
-
-def generator(seed: int, index: int, stream: int) -> np.random.Generator:
-    """Philox generator of sample `index` (0 .. 2**64 - 1); streams never overlap."""
-    return np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, 0, stream]))
-
 
 @dataclass
 class ImageSet:
     """Decoded images, uint8 or uint16 (H, W, 3), with their names.
 
-    `skipped` and `notes` say what was left out or changed, `checksum` is of the pixels, wherever the files lie, `place`
-    says where the pixels are kept.
+    `skipped` names the files left out, `notes` the changes to others, each with the reason. `checksum` depends on the
+    pixels alone, not on the paths. `storage` says in words where the pixels are kept.
     """
 
     names: list[str] = field(default_factory=list)
@@ -52,7 +43,7 @@ class ImageSet:
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     checksum: str = ""
-    place: str = ""
+    storage: str = ""
 
 
 def load_images(
@@ -62,21 +53,21 @@ def load_images(
     map_folder: Path | None = None,
     memory: float | None = None,
 ) -> ImageSet:
-    """Decode every image below the files and folders `sources`, in the order of their paths.
+    """Decode every image of the files and folders `sources`, in the order of their paths.
 
-    Files that are not images, do not decode, or are smaller than `min_size` on a side are named in `skipped`. More than
-    `memory` GiB (None: half of what is free) go to a file in `map_folder`, where there is one; another call with the
-    same files maps it instead of decoding them again.
+    Files that are not images, do not decode, or are smaller than `min_size` on a side are named in `skipped`. Pixels of
+    more than `memory` GiB (None: half of the free memory) go to a file in `map_folder`. Another call with the same
+    files maps that file and decodes nothing.
 
     Raises:
-        ValueError: a source is missing, or not one image is usable (all reasons listed).
+        ValueError: a source is missing, or no image is usable (the message lists all reasons).
         OSError: the file in `map_folder` cannot be written.
     """
     paths = [path for source in sources for path in image_paths(Path(source))]
     key = {"min_size": min_size, "files": [_identity(path) for path in paths]}
     if map_folder is not None and (known := open_map(map_folder, key)):
-        images, place, about = known
-        return ImageSet(images=images, place=place, **about)
+        images, storage, about = known
+        return ImageSet(images=images, storage=storage, **about)
     found = ImageSet()
     with PixelStore(map_folder, available_memory() / 2 if memory is None else memory * GIB) as store:
         checksum = 0
@@ -99,15 +90,15 @@ def load_images(
             raise ValueError(f"no usable image in {', '.join(map(str, sources))}:{reasons}")
         found.checksum = f"{len(found.names)} images, crc32 {checksum:08x}"
         about = {name: getattr(found, name) for name in ("names", "skipped", "notes", "checksum")}
-        found.images, found.place = store.finish(key, about)
+        found.images, found.storage = store.finish(key, about)
     return found
 
 
 def _decode(paths: list[Path]) -> Iterator[tuple[Path, DecodedImage | ValueError]]:
-    """Each path with its image, or the reason why there is none, in order; a few are decoded at once."""
+    """Yield each path with its image or the reason why there is none, in order; several are decoded at once."""
     workers = min(8, os.cpu_count() or 1)
     rest = iter(paths)
-    bar = tqdm(total=len(paths), desc="decode", unit="image", dynamic_ncols=True, leave=False, delay=2.0)
+    bar = progress_bar(total=len(paths), description="decode", unit="image", leave=False, delay=2.0)
     with bar, ThreadPoolExecutor(workers) as pool:
         while chunk := list(itertools.islice(rest, 2 * workers)):
             for path, decoded in zip(chunk, pool.map(_try_read, chunk), strict=True):
@@ -123,6 +114,8 @@ def _try_read(path: Path) -> DecodedImage | ValueError:
 
 
 def _identity(path: Path) -> list[str | int]:
+    if not path.exists():  # a link to no file
+        return [str(path)]
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
@@ -133,7 +126,7 @@ def _checksum(image: np.ndarray, checksum: int) -> int:
 
 
 def builtin_images(names: Sequence[str]) -> ImageSet:
-    """Images shipped inside scikit-image (never downloaded), by the names of BUILTIN_TRAIN and BUILTIN_HELD_OUT."""
+    """Return images shipped inside scikit-image, by the names of BUILTIN_TRAIN and BUILTIN_HELD_OUT; no download."""
     import skimage.data
 
     found = ImageSet(names=list(names))
@@ -146,28 +139,5 @@ def builtin_images(names: Sequence[str]) -> ImageSet:
     checksum = 0
     for image in found.images:
         checksum = _checksum(image, checksum)
-    found.checksum, found.place = f"{len(names)} images, crc32 {checksum:08x}", "built-in images"
+    found.checksum, found.storage = f"{len(names)} images, crc32 {checksum:08x}", "built-in images"
     return found
-
-
-def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The central part of (H, W, C), at most `size` on a side."""
-    height, width = image.shape[:2]
-    top, left = max(0, height - size) // 2, max(0, width - size) // 2
-    return image[top : top + size, left : left + size]
-
-
-def to_float(image: np.ndarray) -> np.ndarray:
-    """uint8, uint16 or float to float32 in [0, 1]."""
-    scaled = image.astype(np.float32)
-    return scaled / np.float32(np.iinfo(image.dtype).max) if np.issubdtype(image.dtype, np.integer) else scaled
-
-
-def to_tensor(image: np.ndarray) -> Tensor:
-    """uint8, uint16 or float (H, W, C) to float32 (C, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(rearrange(to_float(image), "h w c -> c h w")))
-
-
-def to_array(image: Tensor) -> np.ndarray:
-    """(C, H, W) tensor to a float32 array (H, W, C)."""
-    return np.ascontiguousarray(rearrange(image.detach().float().cpu().numpy(), "c h w -> h w c"))

@@ -1,9 +1,10 @@
-"""Option files of the public training code (JSON with // comments) as configurations of `masked-swin train`."""
+"""`masked-swin import-options`: translate an option file of the public training code to one for `train --config`."""
 
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import yaml
 from masked_swin import PRESETS
 from masked_swin.config import config_from_public_options
 from masked_swin.train.config import TrainConfig
+from masked_swin.train.parser import Parser
 
 # Public key: field of TrainConfig. The network is translated by `config_from_public_options`.
 _FIELDS = {
@@ -30,7 +32,7 @@ _FIELDS = {
     "train.checkpoint_save": "checkpoint_interval",
     "train.checkpoint_print": "log_interval",
 }
-# What this trainer does, and cannot do otherwise.
+# The values that this trainer supports.
 _FIXED: dict[str, tuple[object, ...]] = {
     "model": ("plain",),
     "scale": (1,),
@@ -45,7 +47,7 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "train.G_regularizer_orthstep": (None, 0),
     "train.G_regularizer_clipstep": (None, 0),
 }
-# How the public code runs rather than what it computes, or read with another key.
+# These keys do not change what is computed, or another key says the same.
 _WITHOUT_EFFECT = re.compile(
     r"task|gpu_ids|dist|n_channels|path\.(root|pretrained_netE)|datasets\.(train|test)\.name"
     r"|datasets\.train\.(lq_patchsize|dataloader_shuffle|dataloader_num_workers|if_mask|mask1|mask2)"
@@ -57,8 +59,28 @@ _NETWORK = re.compile(
 )
 
 
+def run(arguments: Sequence[str]) -> int:
+    """Write or print the translated configuration; return the exit code."""
+    parser = Parser(
+        "import-options", "Translate an option file of the public training code to one for `train --config`."
+    )
+    parser.add_argument("options", type=Path, help="JSON file, // comments allowed")
+    parser.add_argument("--output", type=Path | None, default=None, help="YAML file to write; none: print it")
+    options = parser.parse(arguments)
+    text, notes = import_options(options.options)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if options.output is None:
+        print(text, end="")
+        return 0
+    with open(options.output, "x") as file:
+        file.write(text)
+    print(f"masked-swin train --config {options.output}")
+    return 0
+
+
 class ImportedOptions(NamedTuple):
-    """A configuration as YAML, and what the user should know of it."""
+    """A configuration as YAML, and notes for the user."""
 
     text: str
     notes: list[str]
@@ -68,7 +90,7 @@ def import_options(path: Path) -> ImportedOptions:
     """Translate the option file `path`. Unknown keys are left out and named in the notes.
 
     Raises:
-        ValueError: not an option file, or a value that means another training than this package has.
+        ValueError: not an option file, or a value that this trainer does not support.
         OSError: it cannot be read.
     """
     options = _read(path)

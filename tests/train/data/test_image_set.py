@@ -9,17 +9,17 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from masked_swin.train.data import folders as data
-from masked_swin.train.data.folders import (
+from masked_swin.train.data import (
     BUILTIN_HELD_OUT,
     BUILTIN_TRAIN,
     builtin_images,
     centre_crop,
+    image_set,
     load_images,
+    read_image,
     to_array,
     to_tensor,
 )
-from masked_swin.train.data.images import read_image
 from tests.support.faults import file_size_limit
 from tests.support.image_files import picture
 
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     corrupt = bytearray((tmp_path / "a_rgb.png").read_bytes())
     corrupt[len(corrupt) // 2] ^= 0xFF
     (tmp_path / "corrupt.png").write_bytes(corrupt)
-    PIL.Image.fromarray(np.zeros((24, 32), dtype=np.float32)).save(tmp_path / "float.tif")
+    PIL.Image.fromarray(np.full((24, 32), np.nan, dtype=np.float32)).save(tmp_path / "float.tif")
     header = b"IHDR" + struct.pack(">2I5B", 60_000, 60_000, 8, 2, 0, 0, 0)
     checksum = struct.pack(">I", zlib.crc32(header))
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum)
@@ -128,14 +128,14 @@ def test_crops_and_conversions() -> None:
 def test_a_folder_larger_than_the_memory_is_mapped_and_found_again(folder: Path, tmp_path_factory, monkeypatch) -> None:
     run = tmp_path_factory.mktemp("run")
     held = load_images([folder], min_size=16)
-    assert "in memory" in held.place
-    assert load_images([folder], min_size=16, map_folder=run).place == held.place
+    assert "in memory" in held.storage
+    assert load_images([folder], min_size=16, map_folder=run).storage == held.storage
     assert not list(run.iterdir())
     one_and_a_half = 1.5 * held.images[0].nbytes / 2**30
     mapped = load_images([folder], min_size=16, map_folder=run, memory=one_and_a_half)
-    assert f"mapped from {run / 'images.map'}" in mapped.place
+    assert f"mapped from {run / 'images.map'}" in mapped.storage
     decoded = []
-    monkeypatch.setattr(data, "read_image", lambda path: decoded.append(path) or read_image(path))
+    monkeypatch.setattr(image_set, "read_image", lambda path: decoded.append(path) or read_image(path))
     again = load_images([folder], min_size=16, map_folder=run)
     assert not decoded
     for found in (mapped, again):
