@@ -44,11 +44,7 @@ class CompileJob(NamedTuple):
     source: str
     folder: str
     macros: list[tuple[str, str | None]]
-<<<<<<< HEAD
     flags: list[str]
-=======
-    flags: tuple[str, ...] = ()
->>>>>>> main
 
 
 def build_cpu(command: "BuildNative", ext: Extension) -> None:
