@@ -44,7 +44,7 @@ class CompileJob(NamedTuple):
     source: str
     folder: str
     macros: list[tuple[str, str | None]]
-    flags: list[str]
+    flags: tuple[str, ...] = ()
 
 
 def build_cpu(command: "BuildNative", ext: Extension) -> None:
@@ -54,7 +54,7 @@ def build_cpu(command: "BuildNative", ext: Extension) -> None:
     home = Path(torch.__file__).parent
     macros: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", TORCH_2_10), ("TORCH_STABLE_ONLY", None)]
     macros += [("MASKED_SWIN_X86", None)] * X86
-    jobs = [CompileJob(source, "base", macros, []) for source in ext.sources]
+    jobs = [CompileJob(source, "base", macros) for source in ext.sources]
     for isa, flags in INSTRUCTION_SETS.items():
         jobs += [CompileJob(kernel, isa, [("MASKED_SWIN_ISA", isa)], tuple(flags)) for kernel in sources("cpu/kernels")]
 
