@@ -5,6 +5,7 @@ Pillow decodes most kinds. libvips (vips.py) decodes what Pillow would change: 1
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +16,7 @@ import PIL.TiffImagePlugin
 
 from masked_swin.storage import atomic_write
 from masked_swin.train.data import png, ppm, tiff, vips
+from masked_swin.train.data.arrays import to_uint8
 from masked_swin.train.data.decoded_image import DecodedImage, NotAnImageError, RefusedError
 
 # Kinds that are read, by Pillow's names. JPEG with further pictures is MPO.
@@ -132,6 +134,13 @@ def write_image(path: Path, pixels: np.ndarray, like: DecodedImage) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(data)
+
+
+def write_side_by_side(path: Path, images: Sequence[np.ndarray]) -> None:
+    """Write images (H, W, 3) of one height as an 8-bit PNG; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        PIL.Image.fromarray(np.concatenate([to_uint8(image) for image in images], axis=1)).save(file, format="PNG")
 
 
 def _read(path: Path, file: IO[bytes], as_stored: bool) -> DecodedImage:
