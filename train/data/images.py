@@ -171,6 +171,8 @@ def _read(path: Path, file: IO[bytes], as_stored: bool) -> DecodedImage:
         frames = getattr(opened, "n_frames", 1)
         metadata, notes = _metadata(opened, file_format, file) if as_stored else ({}, [])
         image = _converted(opened.copy() if as_stored else PIL.ImageOps.exif_transpose(opened), file_format, metadata)
+        if pages and pages[0].get(tiff.EXTRA_SAMPLES) == (1,):
+            notes.append("colours divided by the transparency that they were multiplied by")
         if as_stored and opened.mode == "1":
             notes.append("1 bit of black and white converted to 8 bits of grey")
         return _first_of(frames, image._replace(notes=notes + image.notes))
@@ -207,7 +209,7 @@ def _converted(image: PIL.Image.Image, file_format: str, metadata: dict[str, Any
     if mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint16)
         return DecodedImage(np.repeat(values[..., None], 3, axis=2), True, None, file_format, metadata, [])
-    if mode not in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"):
+    if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
         raise RefusedError(f"pixels of mode {mode!r}; expected grey or colour of 8 or 16 bits")
     alpha, notes = None, []
     if image.has_transparency_data:
@@ -216,10 +218,12 @@ def _converted(image: PIL.Image.Image, file_format: str, metadata: dict[str, Any
     if mode == "CMYK":
         notes.append("CMYK converted to RGB")
         metadata.pop("icc_profile", None)  # it is one for CMYK
+    elif mode == "YCbCr":
+        notes.append("YCbCr converted to RGB")
     elif mode in ("P", "PA"):
         notes.append("colours of a palette converted to RGB")
     pixels = np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only
-    return DecodedImage(pixels, mode in ("1", "L", "LA", "La"), alpha, file_format, metadata, notes)
+    return DecodedImage(pixels, mode in ("1", "L", "LA"), alpha, file_format, metadata, notes)
 
 
 def _metadata(opened: PIL.Image.Image, file_format: str, file: IO[bytes]) -> tuple[dict[str, Any], list[str]]:
