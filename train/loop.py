@@ -176,13 +176,20 @@ class Trainer:
         return "finished" if self.step == config.iterations else _REASONS[reason]
 
     def validate(self) -> float | None:
-        """Return the mean PSNR in dB of `average` on the validation images with training noise; None without images."""
+        """Return the mean PSNR in dB of `average` on the validation images with training noise; None without images.
+
+        The first `config.samples` of them are written.
+        """
         scores = []
         for index, image in enumerate(self.validation):
             clean = data.to_float(image)
             noisy = data.gaussian(clean, self.config.sigma, generator(self.config.seed, index, VALIDATION_STREAM))
             restored = denoise(self.average, data.to_tensor(noisy).to(self.device), average=1, seed=self.config.seed)
-            scores.append(psnr(data.to_array(restored), clean))
+            result = data.to_array(restored)
+            scores.append(psnr(result, clean))
+            if index < self.config.samples and self.writes:
+                path = self.folder / "samples" / f"{self.step:07}_{index}.png"
+                data.write_side_by_side(path, (noisy, result, clean))
         return sum(scores) / len(scores) if scores else None
 
     def save(self) -> None:

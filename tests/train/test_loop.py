@@ -219,6 +219,16 @@ def test_tensorboard_gets_the_figures_of_the_log(config: TrainConfig, monkeypatc
         Trainer(dataclasses.replace(config, tensorboard=True))
 
 
+def test_samples_of_validation_are_written(config: TrainConfig) -> None:
+    trainer = Trainer(dataclasses.replace(config, samples=1, iterations=2, validation_interval=1))
+    trainer.run()
+    assert sorted(path.name for path in (trainer.folder / "samples").iterdir()) == ["0000001_0.png", "0000002_0.png"]
+    with PIL.Image.open(trainer.folder / "samples" / "0000002_0.png") as image:
+        assert image.size == (3 * 16, 16)
+        clean = np.asarray(image)[:, 32:]
+    assert np.array_equal(clean, trainer.validation[0])
+
+
 def test_the_terminal_shows_what_matters(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = Trainer(config)
     trainer.run()
