@@ -9,21 +9,27 @@ from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
 
 from masked_swin import __version__
+from masked_swin.train import messages
 from masked_swin.train.commands import COMMANDS, load
+
+QUIET = ("-q", "--quiet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. `--help` and `--version` leave through SystemExit, as in argparse."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _with_underscores(list(sys.argv[1:] if argv is None else argv))
     if not arguments or arguments[0] not in COMMANDS:
         return _without_command(arguments)
     name = arguments[0]
+    operands = arguments.index("--") if "--" in arguments else len(arguments)
+    messages.set_quiet(any(flag in arguments[:operands] for flag in QUIET))
+    arguments = [flag for flag in arguments[:operands] if flag not in QUIET] + arguments[operands:]
     try:
         command = load(name)
     except ModuleNotFoundError as error:
         return _fail(f"the package {error.name} is missing; install 'masked-swin[train]'")
     try:
-        return command.run(_with_underscores(arguments[1:]))
+        return command.run(arguments[1:])
     except ArgumentError as error:
         return _wrong_arguments(str(error), f"masked-swin {name}")
     except (ValueError, OSError, FloatingPointError) as error:
@@ -33,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _without_command(arguments: list[str]) -> int:
     parser = ArgumentParser(prog="masked-swin", description="Denoisers that work on noises they have never seen.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument(*QUIET, action="store_true", help="of every command: no progress and no notes, only failures")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, summary in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)

@@ -28,6 +28,7 @@ RESUMABLE_CHANGES = frozenset(
         "backend",
         "resume",
         "memory",
+        "samples",
         "log_interval",
         "tensorboard",
     }
@@ -66,6 +67,7 @@ class TrainConfig:
         device: "cpu", "cuda", "cuda:1"...; "auto" takes CUDA if there is one.
         backend: kernel backend by name; none: the first that can run.
         memory: GiB of decoded images in memory; more go to a file in `output`; none: half of the free memory.
+        samples: number of validation images written to `samples` at each validation: noisy, denoised, clean.
         log_interval: steps between two lines of log.jsonl; each validation writes one as well.
         tensorboard: write the figures of log.jsonl for TensorBoard as well; the extra "tensorboard" installs it.
         resume: continue a run found in the output folder; false refuses a folder that holds one.
@@ -97,6 +99,7 @@ class TrainConfig:
     device: str = "auto"
     backend: str | None = None
     memory: float | None = None
+    samples: int = 0
     log_interval: int = 100
     tensorboard: bool = False
     resume: bool = True
@@ -114,6 +117,7 @@ class TrainConfig:
             "iterations": 1,
             "checkpoint_interval": 1,
             "validation_interval": 1,
+            "samples": 0,
             "warmup": 0,
             "seed": 0,
             "sigma": 0,

@@ -11,13 +11,15 @@ FILE = ".masked-swin.jsonl"
 class Journal:
     """Lines of JSON in `folder`, one appended when a result is begun and one when it is done; torn lines are ignored.
 
-    `settings` determine the results: an entry of other settings does not count.
+    `settings` determine the results: an entry of other settings does not count. Without a folder nothing is noted.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
         self.folder = folder
         self.settings = settings
         self._last: dict[str, dict[str, Any]] = {}
+        if folder is None:
+            return
         with contextlib.suppress(OSError), open(folder / FILE, encoding="utf-8", errors="replace") as file:
             for line in file:
                 with contextlib.suppress(ValueError, TypeError, KeyError):
@@ -30,6 +32,8 @@ class Journal:
         Raises:
             OSError: the folder cannot be written.
         """
+        if self.folder is None:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / FILE, "a", encoding="utf-8") as file:
             file.write("\n")  # ends a torn line
@@ -54,7 +58,7 @@ class Journal:
         self._append(self._entry(source, target, bytes=target.stat().st_size))
 
     def _name(self, target: Path) -> str:
-        return target.relative_to(self.folder).as_posix()
+        return target.name if self.folder is None else target.relative_to(self.folder).as_posix()
 
     def _entry(self, source: Path, target: Path, *, bytes: int | None) -> dict[str, Any]:
         status = source.stat()
@@ -66,6 +70,8 @@ class Journal:
         }
 
     def _append(self, entry: dict[str, Any]) -> None:
+        if self.folder is None:
+            return
         with open(self.folder / FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self._last[entry["file"]] = entry

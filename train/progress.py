@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from tqdm import tqdm
 
+from masked_swin.train.messages import is_quiet
+
 LINE_SECONDS = 5.0  # between two lines in a file or a pipe
 _LINE = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
@@ -37,14 +39,14 @@ def progress_bar(
     delay: float = 0.0,
     shown: bool = True,
 ) -> ProgressBar:
-    """Make a bar on a terminal, lines elsewhere, nothing where `shown` is False or TQDM_DISABLE is set.
+    """Make a bar on a terminal, lines elsewhere; nothing if not `shown`, if quiet, or if TQDM_DISABLE is set.
 
     Args:
         total: number of units; None: set it later.
         leave: keep the bar, or write a last line, at the end.
         delay: seconds before the bar appears.
     """
-    if not shown or os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false"):
+    if not shown or is_quiet() or os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false"):
         return _Silent(total, initial)
     if not sys.stderr.isatty():
         return _Lines(total, initial, description, unit, leave)
@@ -69,8 +71,9 @@ def with_progress(items: Iterable[Item], *, total: int, description: str, unit: 
 
 
 def say(line: str) -> None:
-    """Write a line to stderr, above the bars."""
-    tqdm.write(line, file=sys.stderr)
+    """Write a line to stderr, above the bars, unless quiet."""
+    if not is_quiet():
+        tqdm.write(line, file=sys.stderr)
 
 
 class _Silent:

@@ -23,10 +23,10 @@ from masked_swin.storage import remove_temporaries
 from masked_swin.tiling import check_tiles, tile_for_memory
 from masked_swin.train import distributed
 from masked_swin.train.commands.denoise_options import DenoiseOptions, add_denoise_options
-from masked_swin.train.data import DecodedImage, NotAnImageError, image_paths
+from masked_swin.train.data import LUMA, DecodedImage, NotAnImageError, image_paths
 from masked_swin.train.image_pipeline import Job, Outcome, Writer, decoded_ahead, named
 from masked_swin.train.journal import Journal
-from masked_swin.train.messages import note_missing_kernels, report
+from masked_swin.train.messages import note_missing_kernels, report, say
 from masked_swin.train.parser import Parser
 from masked_swin.train.progress import ProgressBar, progress_bar, with_progress
 from masked_swin.train.weights import fingerprint, load_weights, weights_path
@@ -41,8 +41,8 @@ def run(arguments: Sequence[str]) -> int:
         "Denoise images. Names, formats, bit depth and metadata are kept; inputs are never overwritten. Started again, "
         "an interrupted run goes on where it stopped.",
     )
-    parser.add_argument("input", type=Path, help="an image file, or a folder (with those below it)")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser.add_argument("input", type=Path, nargs="+", help="image files, and folders (with those below them)")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results; of one image also a file")
     parser.add_argument(
         "--model", type=str, required=True, help="checkpoint, .pth or .safetensors, or the folder of a training run"
     )
@@ -59,16 +59,14 @@ def run(arguments: Sequence[str]) -> int:
     warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # ...and warns from here on
     device = distributed.device(options.device)
     denoising = DenoiseOptions.of(options, options.attention_mask, device)
-    print(f"weights of {weights_path(options.model)}, on {device} in {denoising.precision}", file=sys.stderr)
+    say(f"weights of {weights_path(options.model)}, on {device} in {denoising.precision}")
     note_missing_kernels(device)
-    outcome = denoise_files(
-        load_weights(options.model).to(device),
-        options.input,
-        options.output,
-        denoising,
-        overwrite=options.overwrite,
-        say=lambda message: print(message, file=sys.stderr),
-    )
+    model = load_weights(options.model).to(device)
+    try:
+        outcome = denoise_files(model, options.input, options.output, denoising, overwrite=options.overwrite, say=say)
+    except KeyboardInterrupt:
+        say("finished results are kept; the same command goes on with the others")
+        raise
     report(note=outcome.notes, skipped=outcome.skipped, failed=outcome.failures)
     done = f", {len(outcome.done)} were there" if outcome.done else ""
     skipped = f", {len(outcome.skipped)} skipped" if outcome.skipped else ""
@@ -87,24 +85,14 @@ class Plan:
     refused: list[str] = field(default_factory=list)
 
 
-def plan_files(source: Path, output: Path, journal: Journal, *, overwrite: bool) -> Plan:
-    """List what becomes of the file `source`, or of every file below the folder `source`; write nothing.
+def plan_files(sources: Sequence[Path], output: Path, journal: Journal, *, overwrite: bool) -> Plan:
+    """List what becomes of the files `sources`, and of every file below the folders `sources`; write nothing.
 
     Raises:
         ValueError: no file, or a result would replace an input or, without `overwrite`, another file.
     """
-    if output.suffix.lower() in PIL.Image.registered_extensions():
-        raise ValueError(f"output {output}: give the folder of the results, not a file; names are kept")
-    base, results = source if source.is_dir() else source.parent, output.resolve()
-    if results == base.resolve():
-        raise ValueError(f"output {output}: the results would overwrite the inputs; choose another folder")
-    # Results below the source folder must not feed the next run.
-    paths = [path for path in image_paths(source) if source.is_file() or results not in path.resolve().parents]
-    if not paths:
-        raise ValueError(f"{source}: the folder holds no file")
     plan = Plan()
-    for path in paths:
-        target = output / path.relative_to(base)
+    for path, target in _targets(sources, output).items():
         if not path.exists():
             plan.refused.append(f"{path}: link to no file")
         elif target.exists() and target.samefile(path):
@@ -121,28 +109,64 @@ def plan_files(source: Path, output: Path, journal: Journal, *, overwrite: bool)
     return plan
 
 
+def _targets(sources: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """Return the result's path for each file."""
+    if _is_file(output):
+        source = sources[0]
+        if len(sources) > 1 or source.is_dir():
+            raise ValueError(f"output {output}: give the folder of the results, not a file, for several images")
+        endings = PIL.Image.registered_extensions()
+        if endings.get(source.suffix.lower()) != endings[output.suffix.lower()]:
+            raise ValueError(f"output {output}: the format is kept; give a name that ends in {source.suffix}")
+        if image_paths(source) and output.absolute() == source.absolute():
+            raise ValueError(f"output {output}: the result would overwrite the inputs; choose another name")
+        return {source: output}
+    targets: dict[Path, Path] = {}
+    origins: dict[Path, Path] = {}
+    results = output.resolve()
+    for source in sources:
+        base = source if source.is_dir() else source.parent
+        if results == base.resolve():
+            raise ValueError(f"output {output}: the results would overwrite the inputs; choose another folder")
+        # Results below the source folder must not feed the next run.
+        paths = [path for path in image_paths(source) if source.is_file() or results not in path.resolve().parents]
+        if not paths:
+            raise ValueError(f"{source}: the folder holds no file")
+        for path in paths:
+            target = targets[path] = output / path.relative_to(base)
+            other = origins.setdefault(target, path)
+            if other != path:
+                raise ValueError(f"{other} and {path}: both would become {target}; denoise them into two folders")
+    return targets
+
+
+def _is_file(output: Path) -> bool:
+    return output.suffix.lower() in PIL.Image.registered_extensions() and not output.is_dir()
+
+
 def denoise_files(
     model: MaskedSwinIR,
-    source: Path,
+    sources: Sequence[Path],
     output: Path,
     options: DenoiseOptions | None = None,
     *,
     overwrite: bool = False,
     say: Callable[[str], object] = lambda message: None,
 ) -> Outcome:
-    """Denoise the file `source`, or every image below the folder `source`, into the folder `output`.
+    """Denoise the files `sources`, and every image below the folders `sources`, into the folder `output`.
 
-    Relative names, formats, bit depth and metadata are kept. A file that cannot be read or written is named in the
-    outcome and the others are done; a full disk ends the run. Results that an earlier run made with the same settings
-    are not made again; any other file in their place needs `overwrite`. A file has its name only when it is whole.
+    A single file may also become the file `output`. Relative names, formats, bit depth and metadata are kept. A file
+    that cannot be read or written is named in the outcome and the others are done; a full disk ends the run. Results
+    that an earlier run made with the same settings are not made again; any other file in their place needs `overwrite`.
+    A file has its name only when it is whole.
 
     Raises:
         ValueError: nothing to do, or a result would replace an input or another file.
         OSError: the output folder cannot be written.
     """
     options = options or DenoiseOptions()
-    journal = Journal(output, _settings(model, options))
-    plan = plan_files(source, output, journal, overwrite=overwrite)
+    journal = Journal(None if _is_file(output) else output, _settings(model, options))
+    plan = plan_files(sources, output, journal, overwrite=overwrite)
     tile = options.tile or tile_for_memory(model.config, next(model.parameters()).device)
     check_tiles(tile, options.overlap, model.config.window_size)
     try:
@@ -155,7 +179,6 @@ def denoise_files(
         say(f"tiles of up to {tile} x {tile} pixels{'' if options.tile else ', for the memory that is free'}")
 
     outcome = Outcome(done=plan.done, failures=plan.refused)
-    not_images = outcome.skipped if source.is_dir() else outcome.failures
     with contextlib.closing(decoded_ahead(plan.jobs)) as images, Writer(journal, outcome) as writer:
         for job, decoded in with_progress(images, total=len(plan.jobs), description="denoise", unit="image"):
             if writer.disk_full:
@@ -168,7 +191,8 @@ def denoise_files(
                 with bar:
                     restored = denoise_pixels(model, image, options, tile=tile, progress=_shown(bar))
             except NotAnImageError as error:
-                not_images.append(named(job.source, error))
+                lines = outcome.failures if job.source in sources else outcome.skipped
+                lines.append(named(job.source, error))
             except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: torch out of memory
                 writer.note_full_disk(error)
                 outcome.failures.append(named(job.source, error))
@@ -204,9 +228,12 @@ def _denoise_page(
     model: MaskedSwinIR, image: DecodedImage, options: DenoiseOptions, tile: int, progress: Progress, result: np.ndarray
 ) -> None:
     pixels, white, device = image.pixels, image.white, next(model.parameters()).device
+    channels = model.config.in_channels
+    if channels == 1 and not image.grey:
+        raise ValueError("a colour image, and the network is for grey ones; convert the image, or use another network")
 
     def part(rows: slice, columns: slice) -> Tensor:
-        values = pixels[rows, columns].astype(np.float32) / np.float32(white)
+        values = pixels[rows, columns, :channels].astype(np.float32) / np.float32(white)
         return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous().to(device)
 
     bands = denoise_bands(
@@ -225,8 +252,8 @@ def _denoise_page(
             if not band.isfinite().all():
                 raise ValueError("the network's output is not finite; the checkpoint is damaged")
             values = band[0].permute(1, 2, 0).cpu().numpy()
-            if image.grey:
-                values = values @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+            if image.grey and channels == 3:
+                values = values @ LUMA.astype(np.float32)[:, None]
             values = values * np.float32(white)
             result[top : top + len(values)] = values if result.dtype == np.float32 else np.round(values)
 

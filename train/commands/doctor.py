@@ -1,12 +1,14 @@
 """`masked-swin doctor`: which backends run here, why the others do not, and a self-test. Needs no extra packages."""
 
 import argparse
+import json
 import os
 import platform
 import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,41 +40,56 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="for the self-test; 0 leaves it out (default: %(default)g)"
     )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(list(arguments))
-    print(report(), flush=True)
-    if options.seconds <= 0:
-        return 0
-    trials = self_test(options.seconds)
-    print("\n".join(_shown(trials)))
+    if not options.json:
+        print(report(), flush=True)
+    trials = self_test(options.seconds) if options.seconds > 0 else []
+    if options.json:
+        tested = [{**trial._asdict(), "error": trial.error if trial.why_not is None else None} for trial in trials]
+        print(json.dumps({**facts(), "self_test": tested}, indent=1))
+    elif trials:
+        print("\n".join(_shown(trials)))
     return 0 if all(trial.right for trial in trials) else 1
 
 
 def report() -> str:
     """Describe versions, processor and memory, and each kernel backend with the reason why it cannot run."""
-    lines = ["versions"]
-    lines += [f"  {name:12} {text}" for name, text in _versions().items()]
+    lines = []
+    for section, values in _machine().items():
+        lines += [section, *(f"  {name:12} {value}" for name, value in values.items())]
+    lines.append("kernel backends, the first that can run is taken")
+    for operation, name, why_not in backend_report():
+        lines.append(f"  {operation:16} {name:9} {'ready' if why_not is None else f'cannot run: {why_not}'}")
+    return "\n".join(lines)
+
+
+def facts() -> dict[str, Any]:
+    """Return the report as data."""
+    backends = [{"operation": operation, "backend": name, "why_not": why} for operation, name, why in backend_report()]
+    return {**_machine(), "backends": backends}
+
+
+def _machine() -> dict[str, dict[str, str]]:
     library = f"loaded, {CPU_LIBRARY.instruction_set}" if CPU_LIBRARY.loaded else f"not loaded: {CPU_LIBRARY.why_not}"
     if not CPU_LIBRARY.loaded:
         library += "; with a C++ compiler: pip install --no-cache-dir --force-reinstall masked-swin"
     model, flags = _processor()
     dot_products = sorted(_BF16_DOT_PRODUCTS & flags)
-    lines += [
-        "processor",
-        f"  name         {model}",
-        f"  cores        {_usable_cores()} usable of {os.cpu_count()}",
-        f"  threads      {torch.get_num_threads()} (torch)",
-        f"  instructions {' '.join(flag for flag in _FLAGS if flag in flags) or 'unknown'}",
-        f"  torch uses   {torch.backends.cpu.get_cpu_capability()}",
-        f"  bf16 dot     {', '.join(dot_products) if dot_products else 'none: bfloat16 gains no speed'}",
-        f"  memory       {available_memory() / 2**30:.1f} GiB free",
-        f"  cuda         {_cuda()}",
-        "native library",
-        f"  C++ kernels  {library}",
-        "kernel backends, the first that can run is taken",
-    ]
-    for operation, name, why_not in backend_report():
-        lines.append(f"  {operation:16} {name:9} {'ready' if why_not is None else f'cannot run: {why_not}'}")
-    return "\n".join(lines)
+    return {
+        "versions": _versions(),
+        "processor": {
+            "name": model,
+            "cores": f"{_usable_cores()} usable of {os.cpu_count()}",
+            "threads": f"{torch.get_num_threads()} (torch)",
+            "instructions": " ".join(flag for flag in _FLAGS if flag in flags) or "unknown",
+            "torch uses": torch.backends.cpu.get_cpu_capability(),
+            "bf16 dot": ", ".join(dot_products) if dot_products else "none: bfloat16 gains no speed",
+            "memory": f"{available_memory() / 2**30:.1f} GiB free",
+            "cuda": _cuda(),
+        },
+        "native library": {"C++ kernels": library},
+    }
 
 
 def _shown(trials: list[Trial]) -> list[str]:

@@ -1,6 +1,6 @@
 """`masked-swin evaluate`: PSNR, SSIM and LPIPS of folders of results, or of what a network makes of noisy images."""
 
-import sys
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +18,9 @@ from masked_swin.train import distributed
 from masked_swin.train.commands.denoise import denoise_pixels
 from masked_swin.train.commands.denoise_options import DenoiseOptions, add_denoise_options
 from masked_swin.train.commands.noise import SPECS_HELP, Spec, named_images, noisy_copy, parse_specs
-from masked_swin.train.commands.scores import Evaluation, Score, check_output, table, write_evaluation
+from masked_swin.train.commands.scores import Evaluation, Score, check_output, plain, table, write_evaluation
 from masked_swin.train.data import DecodedImage, NotAnImageError, read_image
-from masked_swin.train.messages import note_missing_kernels, report
+from masked_swin.train.messages import note_missing_kernels, report, say
 from masked_swin.train.metrics import psnr, ssim
 from masked_swin.train.parser import Parser, UsageError
 from masked_swin.train.perceptual import Lpips, load_lpips
@@ -51,6 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     add_denoise_options(parser, None)
     parser.add_argument("--output", type=Path | None, default=None, help="folder for images.csv and summary.json")
     parser.add_argument("--overwrite", action="store_true", help="replace an evaluation in the output folder")
+    parser.add_argument("--json", action="store_true", help="print the means as JSON")
     options = parser.parse(arguments)
     if not (options.results or options.noisy or options.noise):
         raise UsageError("nothing to score: give --results, --noisy or --noise")
@@ -65,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
     denoising = DenoiseOptions.of(options, mask, device)
     lpips = load_lpips()
     if lpips.why_not is not None:
-        print(f"note: no LPIPS: {lpips.why_not}", file=sys.stderr)
+        say(f"note: no LPIPS: {lpips.why_not}")
     model, seed = None, int(options.noise_seed)
     if options.results:
         evaluation = evaluate_results(options.clean, options.results, protocol=options.protocol, lpips=lpips)
@@ -84,7 +85,10 @@ def run(arguments: Sequence[str]) -> int:
     if options.output is not None:
         settings = settings_of(model, denoising, options.protocol, seed)
         write_evaluation(evaluation, options.output, settings, overwrite=options.overwrite)
-    print(table(evaluation.means()))
+    if options.json:
+        print(json.dumps({"means": plain(evaluation.means()), "failures": evaluation.failures}, indent=1))
+    else:
+        print(table(evaluation.means()))
     return 1 if evaluation.failures else 0
 
 
@@ -207,7 +211,10 @@ def _denoised(model: MaskedSwinIR, image: DecodedImage, options: DenoiseOptions,
         restored = denoise_pixels(model, image, options, tile=tile)
         return image._replace(pixels=np.ascontiguousarray(np.broadcast_to(restored, image.pixels.shape)))
     weight = next(model.parameters())
-    x = torch.from_numpy(image.eight_bit.astype(np.float32) / 255).permute(2, 0, 1)[None].to(weight.device)
+    if model.config.in_channels == 1 and not image.grey:
+        raise ValueError("a colour image, and the network is for grey ones")
+    pixels = image.eight_bit[..., : model.config.in_channels].astype(np.float32) / 255
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(weight.device)
     height, width = x.shape[-2:]
     with options.autocast(weight.device):
         y = denoise(
@@ -218,7 +225,8 @@ def _denoised(model: MaskedSwinIR, image: DecodedImage, options: DenoiseOptions,
             seed=options.seed,
         )
     restored = y[0, :, :height, :width].permute(1, 2, 0).cpu().numpy()
-    return image._replace(pixels=np.round(restored * 255).astype(np.uint8))
+    result = np.round(restored * 255).astype(np.uint8)
+    return image._replace(pixels=np.ascontiguousarray(np.broadcast_to(result, image.pixels.shape)))
 
 
 def public_padding(image: Tensor, window: int) -> Tensor:

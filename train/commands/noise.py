@@ -22,13 +22,15 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from masked_swin.storage import atomic_write
 from masked_swin.train.data import (
-    LEVELS,
     NOISES,
+    STRENGTHS,
+    Level,
     NotAnImageError,
     add_noise,
     image_paths,
     is_image_name,
     read_image,
+    strength,
     to_uint8,
 )
 from masked_swin.train.messages import report
@@ -38,9 +40,9 @@ from masked_swin.train.progress import with_progress
 MANIFEST = "manifest.json"
 FORMAT = 1
 
-SPECS_HELP = "noises and levels, as gaussian:1,mixture:4; a name alone is levels 1 to 4; all"
+SPECS_HELP = "noises and levels, as gaussian:1,mixture:4,gaussian:sigma=25; a name alone is levels 1 to 4; all"
 
-Spec = tuple[str, int]  # noise and level
+Spec = tuple[str, Level]  # noise and level
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -86,7 +88,9 @@ class NoiseOutcome:
 
 
 def parse_specs(text: str) -> list[Spec]:
-    """Parse noises and levels such as "gaussian:1,mixture:4"; a name alone is all its levels, "all" every noise.
+    """Parse noises and levels such as "gaussian:1,mixture:4,gaussian:sigma=25"; a name alone is all its levels.
+
+    "all" is every noise.
 
     Raises:
         ValueError: unknown noise or level, or none at all.
@@ -98,14 +102,18 @@ def parse_specs(text: str) -> list[Spec]:
             raise ValueError(
                 f"noise {part!r}: expected all, or any of {', '.join(NOISES)}, each with :1 to :4 or without"
             )
+        if "=" in level and name in STRENGTHS:
+            strength(name, level)
+            specs.append((name, level))
+            continue
         if colon and level not in ("1", "2", "3", "4"):
             raise ValueError(f"noise {part!r}: expected a level from 1 to 4 after the colon")
-        levels = (int(level),) if colon else (1, 2, 3, 4)
+        levels: tuple[Level, ...] = (int(level),) if colon else (1, 2, 3, 4)
         specs += [(noise, one) for noise in (NOISES if name == "all" else (name,)) for one in levels]
     return list(dict.fromkeys(specs))
 
 
-def noisy_copy(pixels: np.ndarray, name: str, noise: str, level: int, seed: int) -> np.ndarray:
+def noisy_copy(pixels: np.ndarray, name: str, noise: str, level: Level, seed: int) -> np.ndarray:
     """Add noise to uint8 (H, W, C), rounded to 8 bits; `name` is that of `image_name`."""
     digest = hashlib.sha256(f"{name}\n{noise}\n{level}".encode()).digest()
     generator = np.random.Generator(np.random.Philox(key=[seed, int.from_bytes(digest[:8], "big")]))
@@ -148,7 +156,7 @@ def write_noisy(
         ValueError: nothing to do, or `output` holds copies of another seed or other noises.
         OSError: `output` cannot be written.
     """
-    specs = sorted(specs)
+    specs = sorted(specs, key=lambda spec: (spec[0], str(spec[1])))
     named = named_images(source, below=output)
     if output.resolve() == source.resolve():
         raise ValueError(f"output {output}: choose another folder than that of the images")
@@ -253,7 +261,7 @@ def _copies(named: tuple[str, Path], *, output: Path, source: Path, specs: list[
                 "source_sha256": source_digest,
                 "noise": noise,
                 "level": level,
-                "strength": LEVELS[noise][level - 1] if noise in LEVELS else None,
+                "strength": strength(noise, level) if noise in STRENGTHS else None,
                 "seed": seed,
                 "sha256": hashlib.sha256(data).hexdigest(),
             }

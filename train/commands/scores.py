@@ -68,7 +68,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path, settings: dict[str, A
         file.write(table.getvalue().encode())
     summary = {
         "settings": {**settings, "versions": {name: version(name) for name in ("masked-swin", "torch", "numpy")}},
-        "means": [{name: _json(value) for name, value in row.items()} for row in evaluation.means()],
+        "means": plain(evaluation.means()),
         "failures": evaluation.failures,
     }
     with atomic_write(folder / SUMMARY_FILE) as file:
@@ -97,6 +97,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
+def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the means with infinity, the PSNR of equal images, as text: JSON has none."""
+    return [{name: _json(value) for name, value in row.items()} for row in rows]
+
+
 def _json(value: Any) -> Any:
-    """Return infinity, the PSNR of equal images, as text: JSON has none."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,12 +1,11 @@
 """`masked-swin train`: train a network, or go on with the run in the output folder."""
 
-import sys
 from collections.abc import Sequence
 
 from masked_swin.train import distributed
 from masked_swin.train.config import parse_config
 from masked_swin.train.loop import Trainer
-from masked_swin.train.messages import note_missing_kernels
+from masked_swin.train.messages import note_missing_kernels, say
 from masked_swin.train.parser import UsageError
 from masked_swin.train.run_folder import WEIGHTS_FILE
 
@@ -24,10 +23,10 @@ def run(arguments: Sequence[str]) -> int:
         if trainer.writes:
             note_missing_kernels(trainer.device)
             for message in trainer.messages:
-                print(message, file=sys.stderr)
+                say(message)
         ending = trainer.run()
     if trainer.writes:
         go_on = "" if ending == "finished" else "; the same command goes on from there"
-        print(f"{ending} at step {trainer.step}, saved{go_on}", file=sys.stderr)
+        say(f"{ending} at step {trainer.step}, saved{go_on}")
         print(trainer.folder / WEIGHTS_FILE)
     return _EXIT_CODES.get(ending, 0)

@@ -1,18 +1,20 @@
 """Images as data: files read and written, sets of decoded images, conversions, synthetic noises."""
 
-from masked_swin.train.data.arrays import centre_crop, to_array, to_float, to_tensor, to_uint8
+from masked_swin.train.data.arrays import LUMA, centre_crop, to_array, to_float, to_grey, to_tensor, to_uint8
 from masked_swin.train.data.decoded_image import DecodedImage, NotAnImageError
-from masked_swin.train.data.degradations import LEVELS, NOISES, add_noise, gaussian
+from masked_swin.train.data.degradations import NOISES, STRENGTHS, Level, add_noise, gaussian, strength
 from masked_swin.train.data.image_set import BUILTIN_HELD_OUT, BUILTIN_TRAIN, ImageSet, builtin_images, load_images
-from masked_swin.train.data.images import image_paths, is_image_name, read_image, write_image
+from masked_swin.train.data.images import image_paths, is_image_name, read_image, write_image, write_side_by_side
 
 __all__ = [
     "BUILTIN_HELD_OUT",
     "BUILTIN_TRAIN",
-    "LEVELS",
+    "LUMA",
     "NOISES",
+    "STRENGTHS",
     "DecodedImage",
     "ImageSet",
+    "Level",
     "NotAnImageError",
     "add_noise",
     "builtin_images",
@@ -22,9 +24,12 @@ __all__ = [
     "is_image_name",
     "load_images",
     "read_image",
+    "strength",
     "to_array",
     "to_float",
+    "to_grey",
     "to_tensor",
     "to_uint8",
     "write_image",
+    "write_side_by_side",
 ]

@@ -5,6 +5,7 @@ Pillow decodes most kinds. libvips (vips.py) decodes what Pillow would change: 1
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +16,7 @@ import PIL.TiffImagePlugin
 
 from masked_swin.storage import atomic_write
 from masked_swin.train.data import png, ppm, tiff, vips
+from masked_swin.train.data.arrays import to_uint8
 from masked_swin.train.data.decoded_image import DecodedImage, NotAnImageError, RefusedError
 
 # Kinds that are read, by Pillow's names. JPEG with further pictures is MPO.
@@ -134,6 +136,14 @@ def write_image(path: Path, pixels: np.ndarray, like: DecodedImage) -> None:
         file.write(data)
 
 
+def write_side_by_side(path: Path, images: Sequence[np.ndarray]) -> None:
+    """Write images (H, W, 1 or 3) of one height as an 8-bit PNG; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    joined = np.concatenate([to_uint8(image) for image in images], axis=1)
+    with atomic_write(path) as file:
+        PIL.Image.fromarray(joined[..., 0] if joined.shape[2] == 1 else joined).save(file, format="PNG")
+
+
 def _read(path: Path, file: IO[bytes], as_stored: bool) -> DecodedImage:
     start = file.read(64)
     limit = None if PIL.Image.MAX_IMAGE_PIXELS is None else 2 * PIL.Image.MAX_IMAGE_PIXELS
@@ -162,6 +172,8 @@ def _read(path: Path, file: IO[bytes], as_stored: bool) -> DecodedImage:
         frames = getattr(opened, "n_frames", 1)
         metadata, notes = _metadata(opened, file_format, file) if as_stored else ({}, [])
         image = _converted(opened.copy() if as_stored else PIL.ImageOps.exif_transpose(opened), file_format, metadata)
+        if pages and pages[0].get(tiff.EXTRA_SAMPLES) == (1,):
+            notes.append("colours divided by the transparency that they were multiplied by")
         if as_stored and opened.mode == "1":
             notes.append("1 bit of black and white converted to 8 bits of grey")
         return _first_of(frames, image._replace(notes=notes + image.notes))
@@ -198,7 +210,7 @@ def _converted(image: PIL.Image.Image, file_format: str, metadata: dict[str, Any
     if mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint16)
         return DecodedImage(np.repeat(values[..., None], 3, axis=2), True, None, file_format, metadata, [])
-    if mode not in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"):
+    if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
         raise RefusedError(f"pixels of mode {mode!r}; expected grey or colour of 8 or 16 bits")
     alpha, notes = None, []
     if image.has_transparency_data:
@@ -207,10 +219,12 @@ def _converted(image: PIL.Image.Image, file_format: str, metadata: dict[str, Any
     if mode == "CMYK":
         notes.append("CMYK converted to RGB")
         metadata.pop("icc_profile", None)  # it is one for CMYK
+    elif mode == "YCbCr":
+        notes.append("YCbCr converted to RGB")
     elif mode in ("P", "PA"):
         notes.append("colours of a palette converted to RGB")
     pixels = np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only
-    return DecodedImage(pixels, mode in ("1", "L", "LA", "La"), alpha, file_format, metadata, notes)
+    return DecodedImage(pixels, mode in ("1", "L", "LA"), alpha, file_format, metadata, notes)
 
 
 def _metadata(opened: PIL.Image.Image, file_format: str, file: IO[bytes]) -> tuple[dict[str, Any], list[str]]:

@@ -78,6 +78,13 @@ def is_for_pillow(pages: list[Page]) -> bool:
     colour_samples = {2: 3, 5: 4, 6: 3}.get(photometric, 1)
     if samples - colour_samples > 1 or samples < colour_samples:
         raise RefusedError(f"{samples} channels of {colours}; expected {colour_samples}, or one more for transparency")
+    if samples > colour_samples:
+        kind = _one(first, EXTRA_SAMPLES, 0)
+        if kind != 2 and not (kind == 1 and photometric == 2 and decodes):
+            kinds = {0: "a channel of unknown meaning", 1: "transparency that its colours are multiplied by"}
+            raise RefusedError(
+                f"{colours} and {kinds.get(kind, 'a channel of unknown meaning')}; expected transparency"
+            )
     if len(pages) == 1:
         return decodes
     if photometric not in (0, 1, 2) or bits[0] < 8:

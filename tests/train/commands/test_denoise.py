@@ -110,6 +110,35 @@ def test_device_and_precision(photos: Path, weights: Path, tmp_path: Path, capsy
     assert "device 'tpu': not available here" in capsys.readouterr().err
 
 
+def test_one_image_into_a_file_and_several_into_a_folder(
+    photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    single = tmp_path / "one" / "result.png"
+    assert run(photos / "colour.png", single, weights) == 0
+    assert [path.name for path in single.parent.iterdir()] == ["result.png"]
+    assert run(photos / "colour.png", single, weights) == 1
+    assert "is there and not a result of this model" in capsys.readouterr().err
+    assert run(photos / "colour.png", single, weights, "--overwrite") == 0
+    assert run(photos / "colour.png", photos / "colour.png", weights, "--overwrite") == 1
+    inputs = [str(photos / "colour.png"), str(photos / "trip"), str(photos / "grey.tif")]
+    output = tmp_path / "several"
+    assert main(["denoise", *inputs, "--output", str(output), "--model", str(weights)]) == 0
+    assert results(output) == ["colour.png", "grey.tif", "photo.JPG"]
+    assert (output / "colour.png").read_bytes() == single.read_bytes()
+    (photos / "trip" / "colour.png").write_bytes((photos / "colour.png").read_bytes())
+    assert main(["denoise", *inputs, "--output", str(tmp_path / "x"), "--model", str(weights)]) == 1
+    assert "both would become" in capsys.readouterr().err
+
+
+def test_quiet(photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    PIL.Image.fromarray(picture(21, 30)).convert("P").save(photos / "palette.png")
+    (photos / "torn.png").write_bytes((photos / "colour.png").read_bytes()[:300])
+    assert run(photos, tmp_path / "results", weights, "-q") == 1
+    assert re.fullmatch(r"failed: .*torn\.png: .*\n", capsys.readouterr().err)
+    assert run(photos, tmp_path / "more", weights) == 1
+    assert "note: " in capsys.readouterr().err
+
+
 def test_results_do_not_feed_the_next_run(photos: Path, weights: Path) -> None:
     output = photos / "results"
     for _ in range(2):
@@ -304,8 +333,10 @@ def test_inputs_are_never_overwritten(
 def test_an_output_file_and_a_damaged_network_are_refused(
     photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(photos / "colour.png", tmp_path / "result.png", weights) == 1
+    assert run(photos, tmp_path / "result.png", weights) == 1
     assert "give the folder of the results" in capsys.readouterr().err
+    assert run(photos / "colour.png", tmp_path / "result.jpg", weights) == 1
+    assert "the format is kept; give a name that ends in .png" in capsys.readouterr().err
     assert not (tmp_path / "result.png").exists()
     model = MaskedSwinIR(NETWORK)
     torch.nn.init.constant_(model.conv_last.weight, float("nan"))
@@ -364,7 +395,7 @@ def test_decoding_and_writing_overlap_the_network(
     monkeypatch.setattr(image_pipeline, "read_image", watched_read)
     monkeypatch.setattr(denoising, "denoise_pixels", watched_denoise)
     torch.manual_seed(0)
-    outcome = denoise_files(MaskedSwinIR(NETWORK), photos, tmp_path / "results", DenoiseOptions(average=1))
+    outcome = denoise_files(MaskedSwinIR(NETWORK), [photos], tmp_path / "results", DenoiseOptions(average=1))
     assert len(outcome.written) == 7
     assert max(ahead) == 3, "and not the whole folder"
     entries = [json.loads(line) for line in (tmp_path / "results/.masked-swin.jsonl").read_text().split("\n") if line]

@@ -1,5 +1,6 @@
 """doctor: names what runs and why the rest does not, and finds a backend that computes something wrong."""
 
+import json
 import re
 import sys
 
@@ -51,6 +52,14 @@ def test_self_test_measures_every_backend(capsys: pytest.CaptureFixture[str]) ->
                 assert 0 < float(error) < TOLERANCE
             assert float(milliseconds) > 0
             assert ratio.endswith("x")
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.run(["--seconds", "0", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["versions"]["torch"] == torch.__version__
+    assert [tuple(backend.values()) for backend in printed["backends"]] == backend_report()
+    assert printed["self_test"] == []
 
 
 def test_self_test_finds_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

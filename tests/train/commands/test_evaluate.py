@@ -88,7 +88,12 @@ def test_results_are_scored_as_scikit_image_does(
     assert summary["images"] == 2
     for name in ("psnr", "ssim_y"):
         assert summary[name] == pytest.approx(np.mean([float(row[name]) for row in rows.values()]))
-    line = capsys.readouterr().out.splitlines()[-1]
+    assert main(["evaluate", str(clean), "--results", str(results), "--json"]) == 0
+    out = capsys.readouterr().out
+    printed = json.loads(out[out.index("{") :])
+    assert printed["means"][0]["psnr"] == summary["psnr"]
+    assert printed["failures"] == []
+    line = out[: out.index("{")].splitlines()[-1]
     assert f"{summary['psnr']:.2f}" in line
 
     assert main(["evaluate", str(clean), "--results", str(clean), "--output", str(tmp_path / "same")]) == 0

@@ -45,6 +45,9 @@ REFUSED = {
     "named.dng": "raw file of a camera; develop it first",
     "camera.CR3": "raw file of a camera; develop it first",
     "phone.heic": "HEIF image; convert it to PNG first, as with pillow-heif",
+    "channels.tif": "grey and a channel of unknown meaning; expected transparency",
+    "multiplied.tif": "RGB and transparency that its colours are multiplied by; expected transparency",
+    "five.tif": "5 channels of RGB; expected 3, or one more for transparency",
     "lab.tif": "CIELAB of 8 unsigned bits",
     "icon.ico": "icon with a picture in several sizes",
     "ten.avif": "10 bits of AVIF, of which Pillow reads 8",
@@ -82,6 +85,9 @@ def write_good(folder: Path) -> None:
     tifffile.imwrite(folder / "float_grey.tif", FLOAT[..., 0] * np.float32(65535))
     tifffile.imwrite(folder / "pages.tif", STACK, photometric="rgb")
     tifffile.imwrite(folder / "imagej.tif", STACK_16, imagej=True)
+    half = np.full_like(GREY, 128)
+    multiplied = np.dstack([(COLOUR * (128 / 255)).round().astype(np.uint8), half])
+    tifffile.imwrite(folder / "premultiplied.tif", multiplied, photometric="rgb", extrasamples=["assocalpha"])
     (folder / "colour.ppm").write_bytes(b"P6\n# a comment\n32 24\n65535\n" + COLOUR_16.astype(">u2").tobytes())
     (folder / "grey.pgm").write_bytes(b"P5 32 24 65535\n" + GREY_16.astype(">u2").tobytes())
     PIL.Image.fromarray(COLOUR).save(folder / "chunks.png")
@@ -108,6 +114,11 @@ def write_refused(folder: Path) -> None:
     tiff("digital.tif", COLOUR, extratags=[(50706, "B", 4, (1, 4, 0, 0), True)])
     tiff("preview.tif", COLOUR, subfiletype=1)
     tiff("named.dng", COLOUR)
+    contiguous = {"planarconfig": "contig"}
+    tiff("channels.tif", COLOUR[..., :2], photometric="minisblack", extrasamples=["unspecified"], **contiguous)
+    four, five = (np.concatenate([COLOUR_16, COLOUR_16[..., :extra]], axis=2) for extra in (1, 2))
+    tiff("multiplied.tif", four, photometric="rgb", extrasamples=["assocalpha"], **contiguous)
+    tiff("five.tif", five, photometric="rgb", extrasamples=["unassalpha", "unspecified"], **contiguous)
     for name in ("camera.CR3", "phone.heic"):
         (folder / name).write_bytes(b"\0\0\0\x18ftypcrx ")
     PIL.Image.fromarray(COLOUR).convert("RGB").save(folder / "icon.ico")
@@ -162,6 +173,12 @@ def test_white_is_zero(run: tuple[Path, str]) -> None:
         with tifffile.TiffFile(run[0] / name) as file:
             assert file.pages[0].photometric == tifffile.PHOTOMETRIC.MINISBLACK
             assert np.array_equal(file.asarray(), pixels)
+
+
+def test_premultiplied_colours(run: tuple[Path, str]) -> None:
+    result = tifffile.imread(run[0] / "premultiplied.tif")
+    assert np.abs(result[..., :3] - COLOUR[..., :3].astype(int)).max() <= 2
+    assert re.search(r"^note: .*/premultiplied.tif: colours divided by the transparency", run[1], re.MULTILINE)
 
 
 def test_floats(run: tuple[Path, str]) -> None:
