@@ -44,7 +44,7 @@ class CompileJob(NamedTuple):
     source: str
     folder: str
     macros: list[tuple[str, str | None]]
-    flags: list[str] = []
+    flags: tuple[str, ...] = ()
 
 
 def build_cpu(command: "BuildNative", ext: Extension) -> None:
@@ -56,7 +56,7 @@ def build_cpu(command: "BuildNative", ext: Extension) -> None:
     macros += [("MASKED_SWIN_X86", None)] * X86
     jobs = [CompileJob(source, "base", macros) for source in ext.sources]
     for isa, flags in INSTRUCTION_SETS.items():
-        jobs += [CompileJob(kernel, isa, [("MASKED_SWIN_ISA", isa)], flags) for kernel in sources("cpu/kernels")]
+        jobs += [CompileJob(kernel, isa, [("MASKED_SWIN_ISA", isa)], tuple(flags)) for kernel in sources("cpu/kernels")]
 
     def compile_one(job: CompileJob) -> list[str]:
         return command.compiler.compile(
@@ -64,7 +64,7 @@ def build_cpu(command: "BuildNative", ext: Extension) -> None:
             output_dir=str(Path(command.build_temp, job.folder)),
             macros=job.macros,
             include_dirs=["csrc", str(home / "include")],
-            extra_postargs=FLAGS + job.flags,
+            extra_postargs=[*FLAGS, *job.flags],
             depends=ext.depends,
         )
 

@@ -95,7 +95,7 @@ def swin_block(inputs: BlockInputs) -> Tensor:
     out_WNHD = torch.einsum("whqk,wkhd->wqhd", _softmax(score_WHNN), v_WNHD)
 
     # Reverse, residual, MLP.
-    attended = reverse(out_WNHD.flatten(2), windows).roll((shift_h, shift_w), (1, 2))
+    attended = reverse(out_WNHD.flatten(2), windows, len(x)).roll((shift_h, shift_w), (1, 2))
     y = x + scale_2B111[0] * F.linear(attended, w.proj_weight, w.proj_bias)
     hidden = F.layer_norm(y, y.shape[-1:], w.norm2_weight, w.norm2_bias, NORM_EPSILON)
     hidden = F.gelu(F.linear(hidden, w.fc1_weight, w.fc1_bias))
@@ -110,10 +110,9 @@ def partition(image: Tensor, windows: Windows) -> Tensor:
     return cut.transpose(2, 3).reshape(len(image) * windows.count, windows.size, *rest)
 
 
-def reverse(tokens: Tensor, windows: Windows) -> Tensor:
-    """(W, N, ...) -> (B, height, width, ...), the inverse of `partition`."""
+def reverse(tokens: Tensor, windows: Windows, batch: int) -> Tensor:
+    """(W, N, ...) -> (batch, height, width, ...), the inverse of `partition`."""
     (height, width), rest = windows.window, tokens.shape[2:]
-    batch = len(tokens) // windows.count
     cut = tokens.view(batch, windows.height // height, windows.width // width, height, width, *rest)
     return cut.transpose(2, 3).reshape(batch, windows.height, windows.width, *rest)
 

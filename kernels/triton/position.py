@@ -81,12 +81,6 @@ def regions_kernel(
 
 
 def window_constants(windows: Windows) -> dict[str, int]:
-    """Return window sides and shift as the constants that kernels take."""
-    (window_h, window_w), (shift_h, shift_w) = windows.window, windows.shift
-    return {"WINDOW_H": window_h, "WINDOW_W": window_w, "SHIFT_H": shift_h, "SHIFT_W": shift_w}
-
-
-def window_constants(windows: Windows) -> dict[str, int]:
     """The constants by which kernels know a geometry: WINDOW_H, WINDOW_W, SHIFT_H and SHIFT_W."""
     (window_h, window_w), (shift_h, shift_w) = windows.window, windows.shift
     return {"WINDOW_H": window_h, "WINDOW_W": window_w, "SHIFT_H": shift_h, "SHIFT_W": shift_w}

@@ -14,30 +14,11 @@ from masked_swin.kernels import (
     window_attention,
 )
 from masked_swin.kernels.geometry import token_order
+from tests.support.block_cases import block_weights
 from tests.support.public_network import PublicBlock, windowed_keep
 
 CHANNELS, HEADS = 12, 3
 NAMES = ("x", *SwinBlockWeights._fields[:13])
-
-
-def block_weights(block: PublicBlock, mask_token=None) -> SwinBlockWeights:
-    attention, mlp = block.attn, block.mlp
-    return SwinBlockWeights(
-        block.norm1.weight,
-        block.norm1.bias,
-        attention.qkv.weight,
-        attention.qkv.bias,
-        attention.relative_position_bias_table,
-        attention.proj.weight,
-        attention.proj.bias,
-        block.norm2.weight,
-        block.norm2.bias,
-        mlp.fc1.weight,
-        mlp.fc1.bias,
-        mlp.fc2.weight,
-        mlp.fc2.bias,
-        mask_token,
-    )
 
 
 def random_block(shift, window=4, dtype=torch.float64, size=(8, 12)) -> PublicBlock:

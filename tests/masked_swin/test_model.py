@@ -301,7 +301,8 @@ def test_a_schedule_of_ratios_compiles_nothing_anew() -> None:
     with torch._dynamo.config.patch(error_on_recompile=True):
         for pixels, tokens in (((0.4, 0.6), 0.75), ((0.8, 0.9), 0.9)):
             model.set_mask_ratios(input_mask=pixels, attention_mask=tokens)
-            made_so = spread(MaskedSwinIR(replace(TINY, input_mask=pixels, attention_mask=tokens))).train()
+            made_so = MaskedSwinIR(replace(TINY, input_mask=pixels, attention_mask=tokens)).train()
+            made_so.load_state_dict(model.state_dict())
             torch.testing.assert_close(compiled(x, key=key), made_so(x, key=key))
             assert torch.equal(model.mask_input(x, key), made_so.mask_input(x, key))
 
@@ -368,12 +369,10 @@ def test_input_layout_does_not_matter() -> None:
     [
         (torch.rand(3, 16, 16), ["(B, 3, H, W)", "(3, 16, 16)"]),
         (torch.rand(1, 4, 16, 16), ["(B, 3, H, W)", "(1, 4, 16, 16)"]),
-        (torch.rand(0, 3, 16, 16), ["empty", "at least 1"]),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), ["torch.uint8", "/ 255"]),
         (torch.rand(1, 3, 16, 16).double(), ["torch.float64", "torch.float32"]),
         (torch.rand(1, 3, 16, 16, device="meta"), ["meta", "cpu", "move"]),
-        (torch.rand(1, 3, 2, 16), ["height 2", "window 4", "pad"]),
-        (torch.rand(1, 3, 16, 0), ["width 0", "window 4"]),
+        (torch.rand(1, 3, 16, 0), ["at least one pixel", "(1, 3, 16, 0)"]),
     ],
 )
 def test_bad_images(x: Tensor, words: list[str]) -> None:

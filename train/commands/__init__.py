@@ -16,6 +16,7 @@ COMMANDS = {
     "denoise": "denoise a file or a folder of images",
     "noise": "seeded noisy copies of a folder of images, with a manifest",
     "evaluate": "PSNR, SSIM and LPIPS of results, or of a network on noisy images",
+    "export": "write a network as an ONNX file",
     "doctor": "what runs on this machine, why the rest does not, and a self-test",
     "demo": "train two small networks and write a report",
 }

@@ -3,9 +3,10 @@
 //
 // "cm" is [channel][token of the window], tokens in the SIMD lanes: for products with packed weights, the second
 // LayerNorm and GELU. "tm" is [token][channel]: for work on exactly the visible tokens, and for all weight gradients.
-// Rows of tm buffers are in rank order, visible tokens first, unless the name ends in "positions". Column C of the
-// normalised tokens holds 1, so that weight gradients contain the gradient of the bias. The weight and bias of a
-// LayerNorm are folded into the product that follows: W' = W diag(g), b' = b + W beta.
+// The tokens of normed_tm, q_tm, kv_tm and their gradients are in rank order, visible ones first; other tm buffers hold
+// them in the order of positions. Column C of the normalised tokens holds 1, so that weight gradients contain the
+// gradient of the bias. The weight and bias of a LayerNorm are folded into the product that follows: W' = W diag(g), b'
+// = b + W beta.
 #pragma once
 #include <math.h>
 
