@@ -108,7 +108,7 @@ def record(row: dict[str, object]) -> None:
 
 def line(row: dict[str, object]) -> str:
     spread = f"{row['ratio']:.2f} [{row['ratio_q1']:.2f}, {row['ratio_q3']:.2f}]"
-    bar = "" if row["bar"] is None else f"{row['bar']:.1f}"
+    bar = "" if row["bar"] is None else f"{row['bar']:g}"
     share = f"{row['floor_share']:4.0%}" if row.get("floor_share") else "    "
     missed = row["bar"] is not None and row["ratio"] < row["bar"]
     others = row["cores_used_by_others"] or 0.0
