@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
 
 @dataclass
 class Plan:
-    """What becomes of the files: `jobs` to denoise, results `done` before, files `refused` with the reason."""
+    """The files of a run: `jobs` to denoise, results `done` before, and files `refused` with the reason."""
 
     jobs: list[Job] = field(default_factory=list)
     done: list[Path] = field(default_factory=list)

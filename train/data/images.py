@@ -145,7 +145,7 @@ def write_side_by_side(path: Path, images: Sequence[np.ndarray]) -> None:
 
 
 def _read(path: Path, file: IO[bytes], as_stored: bool) -> DecodedImage:
-    start = file.read(64)
+    start = file.read(4096)
     limit = None if PIL.Image.MAX_IMAGE_PIXELS is None else 2 * PIL.Image.MAX_IMAGE_PIXELS
     pages: list[tiff.Page] = []
     if tiff.is_tiff(start[:4]):
