@@ -1,7 +1,11 @@
 import os
 
-# Before torch. Results must not depend on it, run times do: one worker of several gets one thread.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Before torch. Results must not depend on it, run times do: the workers of a run share the cores.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # a worker inherits the setting of the process that started it
+    cores, workers = os.cpu_count() or 1, int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // workers))
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec

@@ -26,7 +26,7 @@ class Job(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What became of the files.
+    """The files after a run.
 
     `written`: results of this run; `done`: results of an interrupted run; `skipped`: files that are no images;
     `notes`: changes on the way; `failures`: with their reasons; `not_tried`: number of files left on a full disk.

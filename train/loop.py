@@ -54,10 +54,8 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        if config.network.in_channels != 3:
-            raise ValueError(
-                f"network.in_channels: images are read as RGB, expected 3, got {config.network.in_channels}"
-            )
+        if config.network.in_channels not in (1, 3):
+            raise ValueError(f"network.in_channels: expected 1 (grey) or 3 (RGB), got {config.network.in_channels}")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config
@@ -241,21 +239,23 @@ class Trainer:
         self.messages.append(message)
 
     def _load_data(self) -> tuple[data.ImageSet, data.ImageSet]:
-        config = self.config
+        config, channels = self.config, self.config.network.in_channels
         if config.data:
             with distributed.first_process_first():
                 training = data.load_images(
                     config.data,
                     min_size=config.patch_size,
+                    channels=channels,
                     map_folder=self.folder,
                     memory=config.memory if self.writes else math.inf,  # the others map what the first one wrote
                 )
         else:
-            training = data.builtin_images(data.BUILTIN_TRAIN)
+            training = data.builtin_images(data.BUILTIN_TRAIN, channels=channels)
         if config.validation_data:
-            validation = data.load_images(config.validation_data, min_size=16)
+            validation = data.load_images(config.validation_data, min_size=16, channels=channels)
         else:
-            validation = data.builtin_images(() if config.data else data.BUILTIN_HELD_OUT)
+            names = () if config.data else data.BUILTIN_HELD_OUT
+            validation = data.builtin_images(names, channels=channels)
         for images in (training, validation):
             self.messages += images.notes + [f"skipped {reason}" for reason in images.skipped]
         self.messages.append(f"{len(training.images)} training images, {training.storage}")

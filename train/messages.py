@@ -1,4 +1,4 @@
-"""What commands say on stderr: failures always, notes unless the user wants it quiet."""
+"""Messages of the commands on stderr: failures always, notes unless --quiet."""
 
 import sys
 from typing import TYPE_CHECKING

@@ -35,7 +35,9 @@ class Parser(jsonargparse.ArgumentParser):
     """Parser of one command; an unknown key, as a flag or in a file, gets the nearest known one suggested."""
 
     def __init__(self, command: str, description: str, **options: Any) -> None:
-        super().__init__(prog=f"masked-swin {command}", description=description, exit_on_error=False, **options)
+        epilog = "-q, --quiet: no progress and no notes, only failures"
+        name = f"masked-swin {command}"
+        super().__init__(prog=name, description=description, epilog=epilog, exit_on_error=False, **options)
 
     def parse(self, arguments: Sequence[str]) -> jsonargparse.Namespace:
         """Parse the arguments after the command's name.

@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 
 class ProgressBar(Protocol):
-    """What is done of `total`; a context, which shows the end."""
+    """Shows how much of `total` is done; a context, whose end shows the last state."""
 
     n: float
     total: float | None

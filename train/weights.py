@@ -39,11 +39,12 @@ def load_weights(name: str) -> MaskedSwinIR:
     """Load the network of a checkpoint, or of a run's folder, ready to denoise.
 
     Raises:
-        ValueError: see `weights_path`; or not a checkpoint of a network for RGB images.
+        ValueError: see `weights_path`; or not a checkpoint of a network for grey or RGB images.
     """
     model = load_model(weights_path(name))
-    if model.config.in_channels != 3:
-        raise ValueError(f"model {name!r}: expected a network of 3 channels (RGB), got {model.config.in_channels}")
+    if model.config.in_channels not in (1, 3):
+        channels = model.config.in_channels
+        raise ValueError(f"model {name!r}: expected a network of 1 channel (grey) or 3 (RGB), got {channels}")
     return model
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from masked_swin import PRESETS, MaskedSwinIR, ModelConfig, __version__, load_checkpoint, save_checkpoint
+from masked_swin import PRESETS, MaskedSwinIR, ModelConfig, __version__, kernels, load_checkpoint, save_checkpoint
 from masked_swin.train.cli import main
 from masked_swin.train.config import parse_config
 from tests.support.image_files import write_photos
@@ -201,6 +201,21 @@ def test_messages_are_plain(arguments: str, message: str, capsys: pytest.Capture
     assert lines[0].startswith(f"error: {message}")
     assert lines[1].startswith("try: masked-swin")
     assert len(lines) == 2
+
+
+def test_operands_keep_their_dashes(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--output", str(tmp_path / "results"), "--model", str(weights)]
+    assert main(["denoise", *flags, "--", "--my-photo.png", "-q"]) == 1
+    assert "--my-photo.png: no such file" in capsys.readouterr().err
+
+
+def test_missing_kernels_are_said(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = kernels.CPU_LIBRARY._replace(why_not="built without them")
+    monkeypatch.setattr(kernels, "CPU_LIBRARY", missing)
+    assert main(["denoise", str(photos), "--output", str(tmp_path / "results"), "--model", str(weights)]) == 0
+    assert capsys.readouterr().err.count("without the C++ kernels: built without them\n") == 1
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

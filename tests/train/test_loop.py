@@ -17,6 +17,7 @@ from torch import Tensor
 from masked_swin import MaskedSwinIR, MaskKey, ModelConfig, load_checkpoint
 from masked_swin.checkpoint import public_state
 from masked_swin.train import run_folder
+from masked_swin.train.cli import main
 from masked_swin.train.config import TrainConfig, changed_fields
 from masked_swin.train.loop import Trainer, learning_rate
 from masked_swin.train.progress import StepResult
@@ -354,9 +355,27 @@ def test_unusable_data_and_device_are_named(config: TrainConfig) -> None:
         Trainer(dataclasses.replace(config, patch_size=64))
     with pytest.raises(ValueError, match="device 'tpu'"):
         Trainer(dataclasses.replace(config, device="tpu"))
+    two = dataclasses.replace(NETWORK, in_channels=2, image_mean=(0.0, 0.0))
+    with pytest.raises(ValueError, match=r"network\.in_channels: expected 1 \(grey\) or 3 \(RGB\), got 2"):
+        Trainer(dataclasses.replace(config, network=two))
+
+
+def test_a_grey_network_trains_on_the_luma_and_denoises_grey_images(config: TrainConfig, tmp_path: Path) -> None:
     grey = dataclasses.replace(NETWORK, in_channels=1, image_mean=(0.0,))
-    with pytest.raises(ValueError, match=r"network\.in_channels"):
-        Trainer(dataclasses.replace(config, network=grey))
+    trainer = Trainer(dataclasses.replace(config, network=grey, iterations=2, samples=1))
+    colour = np.asarray(PIL.Image.open(Path(config.data[0]) / "a.png")).astype(float)
+    expected = np.round(colour @ [0.299, 0.587, 0.114])
+    assert np.array_equal(trainer.training_images.images[0][..., 0], expected)
+    assert trainer.run() == "finished"
+    PIL.Image.fromarray(expected.astype(np.uint8)).save(tmp_path / "grey.png")
+    arguments = ["--output", str(tmp_path / "results"), "--model", config.output]
+    assert main(["denoise", str(tmp_path / "grey.png"), *arguments]) == 0
+    with PIL.Image.open(tmp_path / "results" / "grey.png") as image:
+        assert image.mode == "L"
+    assert main(["denoise", str(Path(config.data[0]) / "a.png"), *arguments]) == 1
+    for protocol in ("default", "public"):
+        scored = ["evaluate", str(tmp_path / "grey.png"), "--noise", "gaussian:1", "--model", config.output]
+        assert main([*scored, "--protocol", protocol]) == 0
 
 
 @pytest.mark.parametrize("output", ["", "images/a.png", "/proc/nowhere"])

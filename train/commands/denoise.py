@@ -23,7 +23,7 @@ from masked_swin.storage import remove_temporaries
 from masked_swin.tiling import check_tiles, tile_for_memory
 from masked_swin.train import distributed
 from masked_swin.train.commands.denoise_options import DenoiseOptions, add_denoise_options
-from masked_swin.train.data import DecodedImage, NotAnImageError, image_paths
+from masked_swin.train.data import LUMA, DecodedImage, NotAnImageError, image_paths
 from masked_swin.train.image_pipeline import Job, Outcome, Writer, decoded_ahead, named
 from masked_swin.train.journal import Journal
 from masked_swin.train.messages import note_missing_kernels, report, say
@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
 
 @dataclass
 class Plan:
-    """What becomes of the files: `jobs` to denoise, results `done` before, files `refused` with the reason."""
+    """The files of a run: `jobs` to denoise, results `done` before, and files `refused` with the reason."""
 
     jobs: list[Job] = field(default_factory=list)
     done: list[Path] = field(default_factory=list)
@@ -228,9 +228,12 @@ def _denoise_page(
     model: MaskedSwinIR, image: DecodedImage, options: DenoiseOptions, tile: int, progress: Progress, result: np.ndarray
 ) -> None:
     pixels, white, device = image.pixels, image.white, next(model.parameters()).device
+    channels = model.config.in_channels
+    if channels == 1 and not image.grey:
+        raise ValueError("a colour image, and the network is for grey ones; convert the image, or use another network")
 
     def part(rows: slice, columns: slice) -> Tensor:
-        values = pixels[rows, columns].astype(np.float32) / np.float32(white)
+        values = pixels[rows, columns, :channels].astype(np.float32) / np.float32(white)
         return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous().to(device)
 
     bands = denoise_bands(
@@ -249,8 +252,8 @@ def _denoise_page(
             if not band.isfinite().all():
                 raise ValueError("the network's output is not finite; the checkpoint is damaged")
             values = band[0].permute(1, 2, 0).cpu().numpy()
-            if image.grey:
-                values = values @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+            if image.grey and channels == 3:
+                values = values @ LUMA.astype(np.float32)[:, None]
             values = values * np.float32(white)
             result[top : top + len(values)] = values if result.dtype == np.float32 else np.round(values)
 

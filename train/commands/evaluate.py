@@ -211,7 +211,10 @@ def _denoised(model: MaskedSwinIR, image: DecodedImage, options: DenoiseOptions,
         restored = denoise_pixels(model, image, options, tile=tile)
         return image._replace(pixels=np.ascontiguousarray(np.broadcast_to(restored, image.pixels.shape)))
     weight = next(model.parameters())
-    x = torch.from_numpy(image.eight_bit.astype(np.float32) / 255).permute(2, 0, 1)[None].to(weight.device)
+    if model.config.in_channels == 1 and not image.grey:
+        raise ValueError("a colour image, and the network is for grey ones")
+    pixels = image.eight_bit[..., : model.config.in_channels].astype(np.float32) / 255
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(weight.device)
     height, width = x.shape[-2:]
     with options.autocast(weight.device):
         y = denoise(
@@ -222,7 +225,8 @@ def _denoised(model: MaskedSwinIR, image: DecodedImage, options: DenoiseOptions,
             seed=options.seed,
         )
     restored = y[0, :, :height, :width].permute(1, 2, 0).cpu().numpy()
-    return image._replace(pixels=np.round(restored * 255).astype(np.uint8))
+    result = np.round(restored * 255).astype(np.uint8)
+    return image._replace(pixels=np.ascontiguousarray(np.broadcast_to(result, image.pixels.shape)))
 
 
 def public_padding(image: Tensor, window: int) -> Tensor:

@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
 
 @dataclass
 class NoiseOutcome:
-    """What became of the files.
+    """The files after a run.
 
     `entries`: manifest entries of the copies, written now or before; `skipped`: files that are no images; `notes`:
     changes on the way; `failures`: with their reasons.

@@ -1,6 +1,6 @@
 """Images as data: files read and written, sets of decoded images, conversions, synthetic noises."""
 
-from masked_swin.train.data.arrays import centre_crop, to_array, to_float, to_tensor, to_uint8
+from masked_swin.train.data.arrays import LUMA, centre_crop, to_array, to_float, to_grey, to_tensor, to_uint8
 from masked_swin.train.data.decoded_image import DecodedImage, NotAnImageError
 from masked_swin.train.data.degradations import NOISES, STRENGTHS, Level, add_noise, gaussian, strength
 from masked_swin.train.data.image_set import BUILTIN_HELD_OUT, BUILTIN_TRAIN, ImageSet, builtin_images, load_images
@@ -9,6 +9,7 @@ from masked_swin.train.data.images import image_paths, is_image_name, read_image
 __all__ = [
     "BUILTIN_HELD_OUT",
     "BUILTIN_TRAIN",
+    "LUMA",
     "NOISES",
     "STRENGTHS",
     "DecodedImage",
@@ -26,6 +27,7 @@ __all__ = [
     "strength",
     "to_array",
     "to_float",
+    "to_grey",
     "to_tensor",
     "to_uint8",
     "write_image",

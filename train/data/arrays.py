@@ -5,6 +5,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+LUMA = np.array([0.299, 0.587, 0.114])  # weights of R, G and B (BT.601)
+
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
     """Return uint8 as it is; clip floats to [0, 1], scale and round them (halves to even)."""
@@ -29,6 +31,14 @@ def to_tensor(image: np.ndarray) -> Tensor:
 def to_array(image: Tensor) -> np.ndarray:
     """Convert a tensor (C, H, W) to a float32 array (H, W, C)."""
     return np.ascontiguousarray(rearrange(image.detach().float().cpu().numpy(), "c h w -> h w c"))
+
+
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """Convert RGB (H, W, 3) to its luma (BT.601), (H, W, 1) of the same dtype; equal channels stay exact."""
+    if (image == image[..., :1]).all():
+        return np.ascontiguousarray(image[..., :1])
+    luma = image.astype(np.float64) @ LUMA[:, None]
+    return (luma if np.issubdtype(image.dtype, np.floating) else np.round(luma)).astype(image.dtype)
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:

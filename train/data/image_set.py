@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from masked_swin.memory import available_memory
+from masked_swin.train.data.arrays import to_grey
 from masked_swin.train.data.decoded_image import DecodedImage
 from masked_swin.train.data.images import image_paths, read_image
 from masked_swin.train.data.pixel_store import GIB, PixelStore, open_map
@@ -29,10 +30,12 @@ BUILTIN_TRAIN = (
 )
 BUILTIN_HELD_OUT = ("astronaut", "chelsea")
 
+_READER = 2  # of the pixels in a mapped file; a change of what is read raises it
+
 
 @dataclass
 class ImageSet:
-    """Decoded images, uint8 or uint16 (H, W, 3), with their names.
+    """Decoded images, uint8, uint16 or float32 (H, W, channels), with their names.
 
     `skipped` names the files left out, `notes` the changes to others, each with the reason. `checksum` depends on the
     pixels alone, not on the paths. `storage` says in words where the pixels are kept.
@@ -50,6 +53,7 @@ def load_images(
     sources: Iterable[str | Path],
     *,
     min_size: int = 1,
+    channels: int = 3,
     map_folder: Path | None = None,
     memory: float | None = None,
 ) -> ImageSet:
@@ -57,14 +61,14 @@ def load_images(
 
     Files that are not images, do not decode, or are smaller than `min_size` on a side are named in `skipped`. Pixels of
     more than `memory` GiB (None: half of the free memory) go to a file in `map_folder`. Another call with the same
-    files maps that file and decodes nothing.
+    files maps that file and decodes nothing. `channels` 1 keeps the luma alone.
 
     Raises:
         ValueError: a source is missing, or no image is usable (the message lists all reasons).
         OSError: the file in `map_folder` cannot be written.
     """
     paths = [path for source in sources for path in image_paths(Path(source))]
-    key = {"min_size": min_size, "files": [_identity(path) for path in paths]}
+    key = {"reader": _READER, "channels": channels, "min_size": min_size, "files": [_identity(path) for path in paths]}
     if map_folder is not None and (known := open_map(map_folder, key)):
         images, storage, about = known
         return ImageSet(images=images, storage=storage, **about)
@@ -83,8 +87,9 @@ def load_images(
             if decoded.alpha is not None:
                 found.notes.append(f"{path}: transparency dropped")
             found.names.append(str(path))
-            checksum = _checksum(decoded.pixels, checksum)
-            store.add(decoded.pixels)
+            pixels = decoded.pixels if channels == 3 else to_grey(decoded.pixels)
+            checksum = _checksum(pixels, checksum)
+            store.add(pixels)
         if not found.names:
             reasons = "".join(f"\n  {line}" for line in found.skipped) or "\n  the folder holds no file"
             raise ValueError(f"no usable image in {', '.join(map(str, sources))}:{reasons}")
@@ -125,7 +130,7 @@ def _checksum(image: np.ndarray, checksum: int) -> int:
     return zlib.crc32(np.ascontiguousarray(image).data, checksum)
 
 
-def builtin_images(names: Sequence[str]) -> ImageSet:
+def builtin_images(names: Sequence[str], *, channels: int = 3) -> ImageSet:
     """Return images shipped inside scikit-image, by the names of BUILTIN_TRAIN and BUILTIN_HELD_OUT; no download."""
     import skimage.data
 
@@ -136,6 +141,8 @@ def builtin_images(names: Sequence[str]) -> ImageSet:
             found.images.append(left if name == "motorcycle_left" else right)
         else:
             found.images.append(getattr(skimage.data, name)())
+    if channels == 1:
+        found.images = [to_grey(image) for image in found.images]
     checksum = 0
     for image in found.images:
         checksum = _checksum(image, checksum)

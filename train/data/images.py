@@ -137,14 +137,15 @@ def write_image(path: Path, pixels: np.ndarray, like: DecodedImage) -> None:
 
 
 def write_side_by_side(path: Path, images: Sequence[np.ndarray]) -> None:
-    """Write images (H, W, 3) of one height as an 8-bit PNG; the folder is made."""
+    """Write images (H, W, 1 or 3) of one height as an 8-bit PNG; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    joined = np.concatenate([to_uint8(image) for image in images], axis=1)
     with atomic_write(path) as file:
-        PIL.Image.fromarray(np.concatenate([to_uint8(image) for image in images], axis=1)).save(file, format="PNG")
+        PIL.Image.fromarray(joined[..., 0] if joined.shape[2] == 1 else joined).save(file, format="PNG")
 
 
 def _read(path: Path, file: IO[bytes], as_stored: bool) -> DecodedImage:
-    start = file.read(64)
+    start = file.read(4096)
     limit = None if PIL.Image.MAX_IMAGE_PIXELS is None else 2 * PIL.Image.MAX_IMAGE_PIXELS
     pages: list[tiff.Page] = []
     if tiff.is_tiff(start[:4]):

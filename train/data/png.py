@@ -4,7 +4,7 @@ import struct
 from typing import IO
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# What tells of the picture rather than how it is stored: colour, size in print, time, texts, EXIF.
+# Chunks that describe the picture, not its storage: colour, size in print, time, texts, EXIF.
 KEPT = (
     b"cICP",
     b"iCCP",
@@ -43,12 +43,12 @@ def read_chunks(file: IO[bytes]) -> list[bytes]:
 
 
 def with_chunks(data: bytes, chunks: list[bytes]) -> bytes:
-    """Return the PNG file `data` with these chunks in place of its own ones of the types KEPT."""
-    parts, place = [data[:_HEADER_END], *chunks], _HEADER_END
-    while place < len(data):
-        (size,) = struct.unpack_from(">L", data, place)
-        end = place + size + 12
-        if data[place + 4 : place + 8] not in KEPT:
-            parts.append(data[place:end])
-        place = end
+    """Return the PNG file `data` with these chunks instead of its own ones of the types KEPT."""
+    parts, offset = [data[:_HEADER_END], *chunks], _HEADER_END
+    while offset < len(data):
+        (size,) = struct.unpack_from(">L", data, offset)
+        end = offset + size + 12
+        if data[offset + 4 : offset + 8] not in KEPT:
+            parts.append(data[offset:end])
+        offset = end
     return b"".join(parts)

@@ -225,7 +225,7 @@ def test_other_settings_or_strangers_are_not_overwritten_unasked(
     assert run(photos, output, weights, "--seed", "1") == 1, "nor is a result of an image that has changed since"
 
 
-def test_an_interrupted_run_goes_on(photos: Path, weights: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_run_goes_on(photos: Path, weights: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     expected, output = tmp_path / "expected", tmp_path / "results"
     assert run(photos, expected, weights) == 0
     passes = []
@@ -240,6 +240,7 @@ def test_an_interrupted_run_goes_on(photos: Path, weights: Path, tmp_path: Path,
     monkeypatch.setattr(denoising, "denoise_pixels", interrupt_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(photos, output, weights)
+    assert "finished results are kept; the same command goes on" in capsys.readouterr().err
     assert results(output) == ["colour.png"], "what was finished is written"
     assert run(photos, output, weights) == 0
     assert len(passes) == 4, "only the other two are made"
