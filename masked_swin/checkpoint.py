@@ -97,6 +97,8 @@ def save_checkpoint(model: MaskedSwinIR, path: str | Path) -> None:
     holds the parameters only, and the configuration as JSON metadata. Raises ValueError for another suffix, OSError if
     it cannot be written, in which case a file already there is left as it was.
     """
+    if not isinstance(model, MaskedSwinIR):
+        raise ValueError(f"model must be a MaskedSwinIR, got {type(model).__name__}: save_checkpoint(model, path)")
     path = Path(path)
     if path.suffix in (".pth", ".pt"):
         content = {"params": public_state(model), "config": model.config.to_dict(), "version": CHECKPOINT_VERSION}
