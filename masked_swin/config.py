@@ -197,10 +197,12 @@ class _Presets(dict[str, ModelConfig]):
         raise KeyError(f"no preset {name!r}; there are {', '.join(map(repr, self))}")
 
 
-PRESETS: dict[str, ModelConfig] = {_Presets(
-    "published": ModelConfig(),
-    # The paper's baseline: the same network, never masked.
-    "swinir": ModelConfig(input_mask=None, attention_mask=None),
-    "small": ModelConfig(depths=(4, 4), num_heads=(6, 6)),
-    "tiny": ModelConfig(embed_dim=30, depths=(2, 2), num_heads=(3, 3)),
-})
+PRESETS: dict[str, ModelConfig] = _Presets(
+    {
+        "published": ModelConfig(),
+        # The paper's baseline: the same network, never masked.
+        "swinir": ModelConfig(input_mask=None, attention_mask=None),
+        "small": ModelConfig(depths=(4, 4), num_heads=(6, 6)),
+        "tiny": ModelConfig(embed_dim=30, depths=(2, 2), num_heads=(3, 3)),
+    }
+)

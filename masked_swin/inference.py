@@ -45,8 +45,8 @@ def denoise(
         The shape of `image`, clipped to [0, 1]. The input is never masked, and the model's mode is left as it was.
 
     Raises:
-        ValueError: for another shape, dtype or device than the model takes, values outside [-1, 2] (noise that was not clipped
-            is welcome), or an unknown option.
+        ValueError: for another shape, dtype or device than the model takes, an unknown option, or values outside
+            [-1, 2] (noise need not be clipped).
     """
     if not isinstance(model, MaskedSwinIR):
         raise ValueError(f"model must be a MaskedSwinIR, got {type(model).__name__}; load_checkpoint(path) makes one")
