@@ -68,8 +68,8 @@ def load_checkpoint(path: str | Path, *, config: ModelConfig | None = None, back
     Reads `.safetensors` and `torch.save` files of this package, of the public code and of other training tools. Nothing
     in the file is executed. Checksums are verified; `.safetensors` files of others have none.
 
-    - The state dict may be bare, or under a name such as "params_ema", "params", "state_dict", "model" or "ema". Where a
-      file holds several, averaged weights win.
+    - The state dict may be bare, or under a name such as "params_ema", "params", "state_dict", "model" or "ema".
+      Where a file holds several, averaged weights win.
     - Prefixes of DataParallel ("module."), torch.compile ("_orig_mod.") and other wrappers are removed.
     - Weights of another dtype become float32.
 

@@ -74,7 +74,7 @@ class SwinLayer(nn.Module):
         )
 
     def forward(self, x: Tensor, masks: AttentionMasks | None, drop_path_scale: Tensor | None) -> Tensor:
-        """Compute x (B, H, W, C), H and W multiples of the window; drop_path_scale (2, B) has factors of both branches."""
+        """Compute x (B, H, W, C), of whole windows; drop_path_scale (2, B) has factors of both branches."""
         return swin_block(
             x,
             self.weights(),
