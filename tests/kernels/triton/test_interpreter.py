@@ -155,7 +155,7 @@ def excluded_by_the_bias():
     bias = torch.randn(2, 16, 16)
     bias[0, 3] = float("-inf")  # a query without any key
     bias[1, 4, ::2] = float("-inf")
-    arguments = {"scale": 0.5, "visible": visible, "masked": tuple(torch.randn(3, 2, 3))}
+    arguments = {"scale": 0.5, "visible": visible, "shared_qkv": tuple(torch.randn(3, 2, 3))}
     out, truth = (window_attention(*qkv, bias, backend=backend, **arguments) for backend in ("triton", "reference"))
     assert out[:, 3, 0].count_nonzero() == 0
     torch.testing.assert_close(out, truth)

@@ -125,7 +125,7 @@ def test_whole_sectors_are_requested_once_and_masked_pixels_not_read():
     ("change", "message"),
     [
         ({}, "triton: (PyTorch sees no NVIDIA or AMD device|needs a CUDA tensor)"),
-        ({"backend": "cpu"}, "pixel_embedding has no backend 'cpu'; it has triton, reference"),
+        ({"backend": "gpu"}, "pixel_embedding has no backend 'gpu'; it has cpu, triton, reference"),
     ],
 )
 def test_without_a_device_it_says_why(change, message):
