@@ -45,7 +45,7 @@ def check(windows, batch):
     ("windows", "batch"),
     [
         (Windows(2, 3, (2, 3), (1, 2)), 1),
-        (Windows(12, 18, (2, 3), (1, 1)), 3),  # more windows than a unit holds
+        (Windows(12, 18, (2, 3), (1, 1)), 2),  # more windows than a group holds
         *(
             pytest.param(Windows(2 * down, 3 * across, (2, 3), shift), batch, marks=pytest.mark.slow)
             for down, across, shift in [(1, 3, (1, 2)), (4, 1, (1, 2)), (3, 3, (0, 2)), (3, 3, (1, 0))]
