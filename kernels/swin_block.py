@@ -105,10 +105,7 @@ def swin_block(
     if weights.position_bias_table.dim() != 2 or weights.position_bias_table.shape[1] == 0:
         raise ValueError(f"position_bias_table must be (rows, heads), got {tuple(weights.position_bias_table.shape)}")
     channels, heads = x.shape[-1], weights.position_bias_table.shape[-1]
-    for name, pair in (("window", window), ("shift", shift)):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise ValueError(f"{name} must be a pair (height, width), got {pair!r}")
-    windows = Windows(x.shape[1], x.shape[2], (window[0], window[1]), (shift[0], shift[1])).check()
+    windows = Windows(x.shape[1], x.shape[2], window, shift)
     _check_weights(x, weights, windows)
     if channels % heads:
         raise ValueError(f"{heads} heads of the bias table do not divide the {channels} channels")

@@ -69,7 +69,6 @@ class VisibleTokens:
             ValueError: for a mask of another shape or dtype, or windows that do not tile the image.
         """
         require_tensor("keep", keep, "bool (B, L)")
-        windows = windows.check()
         if keep.dtype != torch.bool or keep.dim() not in (2, 3) or keep.shape[-1] != windows.tokens:
             raise ValueError(
                 f"keep must be bool (batch, {windows.tokens}) or (batch, heads, {windows.tokens}), "

@@ -109,6 +109,8 @@ def save_checkpoint(model: MaskedSwinIR, path: str | Path) -> None:
         ValueError: another suffix.
         OSError: the file cannot be written; a file that was there is unchanged.
     """
+    if not isinstance(model, MaskedSwinIR):
+        raise ValueError(f"model must be a MaskedSwinIR, got {type(model).__name__}: save_checkpoint(model, path)")
     path = Path(path)
     if path.suffix in (".pth", ".pt"):
         content = {"params": public_state(model), "config": model.config.to_dict(), "version": CHECKPOINT_VERSION}

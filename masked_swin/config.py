@@ -202,10 +202,17 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-PRESETS: dict[str, ModelConfig] = {
-    "published": ModelConfig(),
-    # The paper's baseline: the same network, never masked.
-    "swinir": ModelConfig(input_mask=None, attention_mask=None),
-    "small": ModelConfig(depths=(4, 4), num_heads=(6, 6)),
-    "tiny": ModelConfig(embed_dim=30, depths=(2, 2), num_heads=(3, 3)),
-}
+class _Presets(dict[str, ModelConfig]):
+    def __missing__(self, name: object) -> ModelConfig:
+        raise KeyError(f"no preset {name!r}; there are {', '.join(map(repr, self))}")
+
+
+PRESETS: dict[str, ModelConfig] = _Presets(
+    {
+        "published": ModelConfig(),
+        # The paper's baseline: the same network, never masked.
+        "swinir": ModelConfig(input_mask=None, attention_mask=None),
+        "small": ModelConfig(depths=(4, 4), num_heads=(6, 6)),
+        "tiny": ModelConfig(embed_dim=30, depths=(2, 2), num_heads=(3, 3)),
+    }
+)

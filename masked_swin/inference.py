@@ -47,8 +47,8 @@ def denoise(
         The shape of `image`, clipped to [0, 1].
 
     Raises:
-        ValueError: for a shape, dtype or device that the model does not take, values far outside [0, 1], or an unknown
-            option.
+        ValueError: for another shape, dtype or device than the model takes, an unknown option, or values outside
+            [-1, 2] (noise need not be clipped).
     """
     if not isinstance(model, MaskedSwinIR):
         raise ValueError(f"model must be a MaskedSwinIR, got {type(model).__name__}; load_checkpoint(path) makes one")

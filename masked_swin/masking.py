@@ -45,6 +45,10 @@ class MaskKey(NamedTuple):
         check_seed("draw", draw)
         if isinstance(samples, int):
             samples = torch.arange(samples)
+        if not isinstance(samples, Tensor):
+            raise ValueError(
+                f"samples must be a batch size or (B,) int64 ids, got {type(samples).__name__}; use torch.tensor(ids)"
+            )
         if samples.dtype != torch.int64 or samples.dim() != 1:
             raise ValueError(f"sample ids must be (B,) int64, got {samples.dtype} {tuple(samples.shape)}")
         return cls(torch.tensor(seed, device=device), torch.tensor(draw, device=device), samples.to(device))

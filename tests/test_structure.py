@@ -14,7 +14,7 @@ ALLOWED = {  # besides the standard library and the layers below
     "masked_swin": {"torch", "safetensors"},
     "train": {
         *("torch", "numpy", "einops", "PIL", "pyvips", "skimage", "tqdm", "jsonargparse", "jinja2", "yaml", "triton"),
-        "lpips",
+        *("lpips", "onnxruntime"),
     },
 }
 BACKENDS = [folder.name for folder in (ROOT / "kernels").iterdir() if (folder / "__init__.py").exists()]

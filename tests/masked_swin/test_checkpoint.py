@@ -300,6 +300,8 @@ def test_a_failed_save_leaves_what_was_there(suffix: str, tmp_path: Path, monkey
         save_checkpoint(model, tmp_path / "no folder" / path.name)
     with pytest.raises(NotADirectoryError, match=rf"not a folder: '.*{path.name}'"):
         save_checkpoint(model, path / path.name)
+    with pytest.raises(ValueError, match="model must be a MaskedSwinIR, got str"):
+        save_checkpoint("model", path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"must end in \.pth, \.pt or \.safetensors"):
         save_checkpoint(model, tmp_path / "model.onnx")
     assert os.listdir(tmp_path) == [path.name]

@@ -395,6 +395,10 @@ def test_bad_keys() -> None:
             model.seed_masks(seed)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="int64"):
         MaskKey.make(0, samples=torch.zeros(2))
+    with pytest.raises(ValueError, match=r"samples must be .* got list; use torch.tensor"):
+        MaskKey.make(0, 0, [0, 1])  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match=r"no preset .big.; there are .*published"):
+        PRESETS["big"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """`masked-swin export`: a network as an ONNX file, checked against PyTorch in onnxruntime before it gets its name."""
 
-import argparse
 import contextlib
 import io
 import logging
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from masked_swin import MaskedSwinIR, MaskKey
 from masked_swin.storage import atomic_write
-from masked_swin.train.parser import Parser
+from masked_swin.train.parser import Parser, UsageError
 from masked_swin.train.weights import load_weights
 
 TOLERANCE = 1e-4  # of values in [0, 1]; float32 rounding leaves 1e-6
@@ -55,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
         "--model", type=str, required=True, help="checkpoint, .pth or .safetensors, or the folder of a training run"
     )
     parser.add_argument(
-        "--size", type=_size, default=None, help="HxW: a graph for this size only; without it for any size"
+        "--size", type=str, default=None, help="HxW: a graph for this size only; without it for any size"
     )
     parser.add_argument(
         "--attention_mask",
@@ -67,7 +66,8 @@ def run(arguments: Sequence[str]) -> int:
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         raise ValueError(f"export needs the packages {', '.join(missing)}; install 'masked-swin[onnx]'")
-    error = export(load_weights(options.model), options.output, options.size, masked=options.attention_mask == "random")
+    size = None if options.size is None else _size(options.size)
+    error = export(load_weights(options.model), options.output, size, masked=options.attention_mask == "random")
     print(f"{options.output}: written; differs from PyTorch by {error:.0e} at most")
     return 0
 
@@ -137,7 +137,7 @@ def _difference(wrapped: nn.Module, inputs: tuple[Tensor, ...], names: list[str]
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"expected HxW, as 256x384, got {text!r}")
+        raise UsageError(f"size: expected HxW, as 256x384, got {text!r}")
     return int(match[1]), int(match[2])
 
 

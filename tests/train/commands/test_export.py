@@ -17,6 +17,9 @@ CONFIG = ModelConfig(embed_dim=12, depths=(2,), num_heads=(2,), window_size=4)
 @pytest.fixture
 def model(tmp_path: Path) -> MaskedSwinIR:
     model = MaskedSwinIR(CONFIG).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))  # far from a network that does nothing
     save_checkpoint(model, tmp_path / "model.pth")
     return model
 
@@ -34,7 +37,7 @@ def test_any_size_and_the_masks_of_a_key(model: MaskedSwinIR, tmp_path: Path) ->
     for size, seed in (((9, 14), 1), ((20, 7), 2)):
         image, key = torch.rand(1, 3, *size), MaskKey.make(seed, 4, torch.tensor([11]))
         out = ran(path, image=image, seed=key.seed, draw=key.draw, sample=key.sample)
-        torch.testing.assert_close(out, model(image, key=key), rtol=0, atol=1e-5)
+        torch.testing.assert_close(out, model(image, key=key), rtol=1e-5, atol=1e-4)
         assert not torch.allclose(out, model(image, attention_mask=False), atol=1e-4)
 
 
@@ -43,7 +46,7 @@ def test_one_size_without_masks(model: MaskedSwinIR, tmp_path: Path, capsys: pyt
     assert main(["export", str(path), "--model", str(tmp_path / "model.pth"), "--size", "9x14"]) == 0
     assert "differs from PyTorch by" in capsys.readouterr().out
     image = torch.rand(1, 3, 9, 14)
-    torch.testing.assert_close(ran(path, image=image), model(image, attention_mask=False), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ran(path, image=image), model(image, attention_mask=False), rtol=1e-5, atol=1e-4)
 
 
 def test_what_differs_is_not_written(
