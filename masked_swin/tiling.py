@@ -1,8 +1,8 @@
 """Tiles of large images: their coordinates, their weights where they overlap, and their size for the free memory.
 
 Tiles start at multiples of the window, so that every window, shifted or not, is the same in the tile and in the whole
-image. Pixels within `receptive_radius` of a tile's inner edge may differ from the whole image. Therefore the outer
-parts of each overlap are discarded, and one tile fades into the next in the middle.
+image. Pixels within `receptive_radius` of a tile's inner edge may differ from the whole image. So the outer parts of
+each overlap are discarded, and one tile fades into the next in the middle.
 """
 
 import torch
