@@ -219,7 +219,7 @@ class _Inputs(NamedTuple):
     def arguments(self) -> dict[str, Any]:
         """The arguments of kernels, by name."""
         image_height, image_width = self.image.shape[2:]
-        named = {"image_height": image_height, "image_width": image_width}
+        named: dict[str, Any] = {"image_height": image_height, "image_width": image_width}
         for name, value in self._asdict().items():
             if value is None or isinstance(value, Tensor):
                 named[f"{name}_ptr"] = None if value is None else value.contiguous()
