@@ -6,6 +6,8 @@ RUN := $(VENV)/bin/python -m
 SET_UP := $(VENV)/.set-up
 # 1: a kernel library that does not compile stops the setup; 0: set up without it (pure Python).
 NATIVE ?= 1
+# One process a core; the tests of a file stay together, for they share what they compile.
+PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 FORMATTED = $(CXX_FILES) $(shell find tests benchmarks -name "*.cpp")
 
@@ -43,7 +45,7 @@ demo: setup
 	$(VENV)/bin/masked-swin demo --output demo
 
 test: setup
-	$(RUN) pytest -m "not slow and not gpu" --verbosity=0
+	$(RUN) pytest -m "not slow and not gpu" --verbosity=0 $(PARALLEL)
 
 test-gpu: setup
 	$(RUN) pytest -m gpu --verbosity=0
@@ -51,7 +53,7 @@ test-gpu: setup
 check: lint test-slow packaging
 
 test-slow: setup
-	$(RUN) pytest -m "slow and not gpu" --verbosity=0 --durations=10
+	$(RUN) pytest -m "slow and not gpu" --verbosity=0 --durations=10 $(PARALLEL)
 
 packaging: setup
 	tests/checks/run

@@ -1,14 +1,18 @@
-"""Builds csrc/ into one library on torch's stable ABI. All other metadata is in pyproject.toml.
+"""Builds a library of each folder of LIBRARIES on torch's stable ABI. All other metadata is in pyproject.toml.
 
-Without torch or a working C++ compiler the package is built without it: pure Python + Triton.
-MASKED_SWIN_NATIVE=0 leaves the library out, =1 makes a failure to build it an error.
+A library that cannot be built, as without torch or a working C++ compiler, is left out: PyTorch and Triton remain.
+MASKED_SWIN_NATIVE=0 leaves all libraries out; =1 makes a failure an error. MASKED_SWIN_CXXFLAGS and MASKED_SWIN_LDFLAGS
+add flags.
 """
 
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -30,56 +34,104 @@ FLAGS += [
 ]
 FLAGS += os.environ.get("MASKED_SWIN_CXXFLAGS", "").split()
 LDFLAGS = os.environ.get("MASKED_SWIN_LDFLAGS", "").split()
+NATIVE = os.environ.get("MASKED_SWIN_NATIVE", "")
 TORCH_2_10 = "0x020a000000000000"
-SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp"))
+
+
+class CompileJob(NamedTuple):
+    """One source, compiled into a folder of objects."""
+
+    source: str
+    folder: str
+    macros: list[tuple[str, str | None]]
+    flags: tuple[str, ...] = ()
+
+
+def build_cpu(command: "BuildNative", ext: Extension) -> None:
+    """Compile csrc/cpu once and csrc/cpu/kernels once per instruction set."""
+    import torch
+
+    home = Path(torch.__file__).parent
+    macros: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", TORCH_2_10), ("TORCH_STABLE_ONLY", None)]
+    macros += [("MASKED_SWIN_X86", None)] * X86
+    jobs = [CompileJob(source, "base", macros) for source in ext.sources]
+    for isa, flags in INSTRUCTION_SETS.items():
+        jobs += [CompileJob(kernel, isa, [("MASKED_SWIN_ISA", isa)], tuple(flags)) for kernel in sources("cpu/kernels")]
+
+    def compile_one(job: CompileJob) -> list[str]:
+        return command.compiler.compile(
+            [job.source],
+            output_dir=str(Path(command.build_temp, job.folder)),
+            macros=job.macros,
+            include_dirs=["csrc", str(home / "include")],
+            extra_postargs=[*FLAGS, *job.flags],
+            depends=ext.depends,
+        )
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [name for names in pool.map(compile_one, jobs) for name in names]
+    target = command.get_ext_fullpath(ext.name)
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    # No run path: torch is imported first, and its library found by name among those already loaded.
+    command.compiler.link_shared_object(
+        objects,
+        target,
+        libraries=["torch_cpu"],
+        library_dirs=[str(home / "lib")],
+        extra_postargs=LDFLAGS,
+        target_lang="c++",
+    )
+
+
+# csrc/FOLDER becomes masked_swin/kernels/FOLDER/_FOLDER.abi3.so.
+LIBRARIES = {"cpu": build_cpu}
+
+
+def sources(folder: str) -> list[str]:
+    return sorted(str(path) for path in Path("csrc", folder).glob("*.cpp"))
+
+
+def extension(folder: str) -> Extension:
+    headers = [str(path) for path in Path("csrc").rglob("*.h")]
+    return Extension(f"masked_swin.kernels.{folder}._{folder}", sources(folder), depends=headers, py_limited_api=True)
+
+
+@contextmanager
+def leaving_out(what: str) -> Iterator[None]:
+    """Report a failure to build and go on, unless MASKED_SWIN_NATIVE=1."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # whatever a missing or broken tool chain throws
+        if NATIVE == "1":
+            raise
+        print(f"masked_swin: building without native kernels ({what}): {error!r}", file=sys.stderr)
 
 
 class BuildNative(build_ext):
-    """Compiles csrc/*.cpp once and csrc/cpu/*.cpp once per instruction set; a failure leaves the library out."""
+    """Builds each library apart, and removes the file of an earlier build of one that is left out."""
 
     def run(self) -> None:
-        wanted = os.environ.get("MASKED_SWIN_NATIVE", "")
-        targets = [Path(self.get_ext_fullpath(ext.name)) for ext in self.extensions]
-        try:
-            if wanted != "0":
-                return super().run()
-        except (Exception, SystemExit) as error:  # whatever a missing or broken tool chain throws
-            if wanted == "1":
-                raise
-            print(f"masked_swin: building without native kernels: {type(error).__name__}: {error}", file=sys.stderr)
-        self.extensions = []  # an editable install would look for the file
-        for target in targets:
-            target.unlink(missing_ok=True)  # of an earlier build, perhaps of other sources
+        targets = [(ext, Path(self.get_ext_fullpath(ext.name))) for ext in self.extensions]
+        self.built: list[Extension] = []
+        if NATIVE != "0":
+            with leaving_out("all"):
+                super().run()
+        self.extensions = self.built  # an editable install looks for the files of these
+        for ext, target in targets:
+            if ext not in self.built:
+                target.unlink(missing_ok=True)
 
-    def build_extension(self, ext: Extension) -> None:
-        import torch
-
-        home = Path(torch.__file__).parent
-        common = {"include_dirs": ["csrc", str(home / "include")], "depends": ext.depends}
-        macros = [("TORCH_TARGET_VERSION", TORCH_2_10), ("TORCH_STABLE_ONLY", None)]
-        macros += [("MASKED_SWIN_X86", None)] * X86
-        jobs = [(source, "base", macros, []) for source in SOURCES]
-        for isa, flags in INSTRUCTION_SETS.items():
-            for source in sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")):
-                jobs.append((source, isa, [("MASKED_SWIN_ISA", isa)], flags))
-
-        def compile_one(job: tuple[str, str, list[tuple[str, str | None]], list[str]]) -> list[str]:
-            source, folder, defines, flags = job
-            folder = str(Path(self.build_temp, folder))
-            flags = FLAGS + flags
-            return self.compiler.compile([source], output_dir=folder, macros=defines, extra_postargs=flags, **common)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = [name for names in pool.map(compile_one, jobs) for name in names]
-        target = self.get_ext_fullpath(ext.name)
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        # No run path: torch is imported first, and its library found by name among those already loaded.
-        torch_cpu = {"libraries": ["torch_cpu"], "library_dirs": [str(home / "lib")]}
-        self.compiler.link_shared_object(objects, target, extra_postargs=LDFLAGS, target_lang="c++", **torch_cpu)
+    def build_extensions(self) -> None:
+        for ext in self.extensions:
+            folder = ext.name.split(".")[-2]
+            with leaving_out(folder):
+                LIBRARIES[folder](self, ext)
+                self.built.append(ext)
+        self.extensions = self.built
 
 
 class AbiWheel(bdist_wheel):
-    """The library uses no Python API at all: one wheel serves every CPython."""
+    """The libraries use no Python API at all: one wheel serves every CPython."""
 
     def finalize_options(self) -> None:
         self.py_limited_api = "cp310"
@@ -88,13 +140,6 @@ class AbiWheel(bdist_wheel):
 
 if __name__ == "__main__":  # tests/checks/portable.sh imports the flags
     setup(
-        ext_modules=[
-            Extension(
-                "masked_swin.kernels.cpu._cpu",
-                sources=SOURCES,
-                depends=[str(path) for path in Path("csrc").rglob("*.h")],
-                py_limited_api=True,
-            )
-        ],
+        ext_modules=[extension(folder) for folder in LIBRARIES],
         cmdclass={"build_ext": BuildNative, "bdist_wheel": AbiWheel},
     )

@@ -8,7 +8,7 @@ from .geometry import Windows, relative_position_bias, relative_position_index, 
 from .noise import Noise, gaussian_noise
 from .pixel_embedding import Embedding, EmbeddingWeights, pixel_embedding
 from .swin_block import SwinBlockWeights, swin_block
-from .token_mask import Ratio, percent_range, ratio_tensor, sample_uniform, token_mask
+from .token_mask import Ratio, percent_range, random_words, ratio_tensor, sample_uniform, token_mask
 from .visible import VisibleTokens
 from .window_attention import window_attention
 
@@ -29,6 +29,7 @@ __all__ = [
     "gaussian_noise",
     "percent_range",
     "pixel_embedding",
+    "random_words",
     "ratio_tensor",
     "relative_position_bias",
     "relative_position_index",

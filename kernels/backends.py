@@ -7,6 +7,8 @@ A backend is a folder or a file of this package that exports `BACKENDS`; `__init
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import torch
+
 
 def _always() -> str | None:
     return None
@@ -42,9 +44,13 @@ def collect(backends: Iterable[Backend]) -> None:
 def choose(operation: str, inputs: NamedTuple, name: str | None) -> Backend:
     """Return the named backend or, without a name, the first that can run.
 
+    An export to ONNX, which knows PyTorch's operators only, takes the reference.
+
     Raises:
         ValueError: if none can run, with all the reasons; if the named one does not exist or cannot run.
     """
+    if name is None and torch.onnx.is_in_onnx_export():
+        name = "reference"
     reasons = []
     for backend in REGISTRY[operation]:
         if name is not None and name != backend.name:
@@ -57,6 +63,11 @@ def choose(operation: str, inputs: NamedTuple, name: str | None) -> Backend:
         names = ", ".join(backend.name for backend in REGISTRY[operation])
         raise ValueError(f"{operation} has no backend {name!r}; it has {names}")
     raise ValueError(f"{operation} cannot run: " + "; ".join(reasons))
+
+
+def run_empty(operation: str, inputs: NamedTuple) -> Any:
+    """Compute an operation on 0 images or windows: empty results, and gradients of 0 for the weights."""
+    return next(backend for backend in REGISTRY[operation] if backend.name == "reference").run(inputs)
 
 
 def backend_report() -> list[tuple[str, str, str | None]]:

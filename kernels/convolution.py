@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .backends import choose
+from .backends import choose, run_empty
+from .checks import require_tensor
 
 
 class ConvolutionInputs(NamedTuple):
@@ -33,6 +34,9 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str | None 
     Raises:
         ValueError: if the backend cannot run.
     """
+    for name, tensor, shape in (("x", x, "(B, H, W, I)"), ("weight", weight, "(O, I, k, k)"), ("bias", bias, "(O,)")):
+        require_tensor(name, tensor, shape)
     inputs = ConvolutionInputs(x, weight, bias)
-    out: Tensor = choose("convolution", inputs, backend).run(inputs)
+    run = choose("convolution", inputs, backend).run
+    out: Tensor = run(inputs) if len(x) else run_empty("convolution", inputs)
     return out

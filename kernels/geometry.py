@@ -11,18 +11,37 @@ from torch import Tensor
 NORM_EPSILON = 1e-5  # of every LayerNorm, as in the public code
 
 
-class Windows(NamedTuple):  # of which torch.compile can compare two with symbolic sizes
+class _Sizes(NamedTuple):  # of which torch.compile can compare two with symbolic sizes
+    height: int
+    width: int
+    window: tuple[int, int]
+    shift: tuple[int, int]
+
+
+class Windows(_Sizes):
     """How one padded image is cut into windows.
 
     Window `w` of the shifted image holds the image token `token_order(windows)[w, n]` at its position `n`. No rolled
     copy of the image is needed. `shift` moves the windows down and right by that many tokens, with wrap-around: Swin's
     cyclic shift, `torch.roll(x, (-shift_h, -shift_w))` followed by a partition.
+
+    Args:
+        height, width: sides of the padded image, in tokens.
+        window, shift: pairs (height, width), in tokens.
+
+    Raises:
+        ValueError: if the windows do not tile the image, or the shift is not smaller than the window.
     """
 
-    height: int
-    width: int
-    window: tuple[int, int]
-    shift: tuple[int, int] = (0, 0)
+    __slots__ = ()
+
+    def __new__(cls, height: int, width: int, window: tuple[int, int], shift: tuple[int, int] = (0, 0)) -> "Windows":
+        for name, pair in (("window", window), ("shift", shift)):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ValueError(f"{name} must be a pair (height, width), got {pair!r}")
+        _check_side("height", height, window, shift, 0)
+        _check_side("width", width, window, shift, 1)
+        return super().__new__(cls, height, width, (window[0], window[1]), (shift[0], shift[1]))
 
     @property
     def tokens(self) -> int:
@@ -44,26 +63,21 @@ class Windows(NamedTuple):  # of which torch.compile can compare two with symbol
         """(height, width, window height, window width, shift height, shift width): the arguments of operators."""
         return (self.height, self.width, *self.window, *self.shift)
 
-    def check(self) -> "Windows":
-        """Return self, with tuples; raise ValueError if the windows do not tile the image or the shift leaves them."""
-        for name, extent, window, shift in zip(
-            ("height", "width"), (self.height, self.width), self.window, self.shift, strict=True
-        ):
-            if window < 1:
-                raise ValueError(f"window {self.window}: sides must be at least 1")
-            if extent < window:
-                raise ValueError(
-                    f"window {self.window} is larger than the image: {name} is {extent}; "
-                    "pad the image or use a smaller window"
-                )
-            if extent % window:
-                raise ValueError(
-                    f"image {name} {extent} is not a multiple of the window side {window}; "
-                    f"pad it to {-(-extent // window) * window}"
-                )
-            if not 0 <= shift < window:
-                raise ValueError(f"shift {self.shift} must be at least 0 and smaller than the window {self.window}")
-        return self._replace(window=(self.window[0], self.window[1]), shift=(self.shift[0], self.shift[1]))
+
+def _check_side(name: str, extent: int, window: tuple[int, int], shift: tuple[int, int], axis: int) -> None:
+    side = window[axis]
+    if side < 1:
+        raise ValueError(f"window {window}: sides must be at least 1")
+    if 0 < extent < side:
+        raise ValueError(
+            f"window {window} is larger than the image: {name} is {extent}; pad the image or use a smaller window"
+        )
+    if extent % side:
+        raise ValueError(
+            f"image {name} {extent} is not a multiple of the window side {side}; pad it to {-(-extent // side) * side}"
+        )
+    if not 0 <= shift[axis] < side:
+        raise ValueError(f"shift {shift} must be at least 0 and smaller than the window {window}")
 
 
 def _combine(rows: Tensor, columns: Tensor, windows: Windows, stride: int) -> Tensor:

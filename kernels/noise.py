@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .backends import choose
+from .checks import require_tensor
 
 
 class Noise(NamedTuple):
@@ -43,18 +44,22 @@ def gaussian_noise(
 
     Args:
         image: (B, C, H, W), floating point in [0, 1].
-        sigma: standard deviation in the units of the image; 15 / 255 is the published training noise.
+        sigma: standard deviation in the units of the image, in [0, 1]; 15 / 255 is the published training noise.
         seed, draw, sample: as of `token_mask`. The noise does not depend on how images are batched or distributed. It
             is the same on every device, up to rounding.
         backend: a name, or None for the first that can run.
 
     Raises:
-        ValueError: for images of another shape or dtype, another number of samples, or if the backend cannot run.
+        ValueError: for images of another shape or dtype, another number of samples, a sigma outside [0, 1], or if the
+            backend cannot run.
     """
+    require_tensor("image", image, "(B, C, H, W)")
     if image.dim() != 4 or not image.is_floating_point():
         raise ValueError(f"images must be (B, C, H, W) and floating point, got {image.dtype} {tuple(image.shape)}")
     if sample.shape != image.shape[:1]:
         raise ValueError(f"sample must name {image.shape[0]} images, got {tuple(sample.shape)} ids")
+    if not 0 <= sigma <= 1:
+        raise ValueError(f"sigma must lie in [0, 1], got {sigma}; in units of 8 bits write {sigma:g} / 255")
     channels, height, width = image.shape[1:]
     dtype = torch.promote_types(image.dtype, torch.float32)
     inputs = NormalInputs(seed, draw, sample, channels, height * width, dtype)

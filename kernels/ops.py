@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import register_autocast, register_autograd, register_fake
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.autograd import forward_ad
+from torch.library import register_autocast, register_autograd, register_fake, register_vmap
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 _KEY = "Tensor seed, Tensor draw, Tensor sample"
 _WINDOW = "int window_height, int window_width, int shift_height, int shift_width"
@@ -196,7 +197,15 @@ def register(
     if autocast is not None:
         register_autocast(f"masked_swin::{name}", "cpu", autocast)
     operator = getattr(torch.ops.masked_swin, name)
-    return lambda inputs: operator(*inputs.arguments())
+    _add_vmap(name)
+
+    def run(inputs: Any) -> Any:
+        arguments = inputs.arguments()
+        if schema.gradient is not None and not torch.compiler.is_compiling():
+            _refuse_transforms(operation, backend, arguments)
+        return operator(*arguments)
+
+    return run
 
 
 def _define(name: str, schema: str, fake: Callable[..., Any]) -> None:
@@ -234,3 +243,39 @@ def _differentiate(name: str, gradient: Gradient) -> None:
 
     register_autograd(f"masked_swin::{name}", differentiate, setup_context=save)
     register_autograd(f"masked_swin::{name}_backward", refuse, setup_context=lambda ctx, inputs, output: None)
+
+
+def _refuse_transforms(operation: str, backend: str, arguments: tuple[object, ...]) -> None:
+    """Raise where PyTorch would leave out a derivative without a word, or give an error of its own.
+
+    Raises:
+        RuntimeError: in forward mode, where the tangents would get lost, and under torch.func's reverse mode.
+    """
+    interpreters = torch._C._functorch.get_interpreter_stack() or ()
+    reverse = any(interpreter.key() == torch._C._functorch.TransformType.Grad for interpreter in interpreters)
+    forward = forward_ad._current_level >= 0 and any(
+        isinstance(leaf, Tensor) and forward_ad.unpack_dual(leaf).tangent is not None for leaf in tree_leaves(arguments)
+    )
+    if reverse or forward:
+        missing = "forward-mode derivative" if forward else "derivative under torch.func.grad, vjp and jacrev"
+        raise RuntimeError(
+            f"masked_swin: {operation} of backend '{backend}' has no {missing}; "
+            "pass backend='reference', or use torch.autograd"
+        )
+
+
+def _add_vmap(name: str) -> None:
+    """Under torch.vmap the operator is called once for each index of the mapped dimension."""
+    operator = getattr(torch.ops.masked_swin, name)
+
+    def call_each(info, in_dims, *arguments):  # type: ignore
+        def select(index: int) -> Any:
+            return tree_map(lambda leaf, dim: leaf if dim is None else leaf.select(dim, index), arguments, in_dims)
+
+        results = [operator(*select(index)) for index in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        return type(results[0])(stacked), type(results[0])([0] * len(stacked))
+
+    register_vmap(f"masked_swin::{name}", call_each)

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .backends import choose
+from .backends import choose, run_empty
+from .checks import require_tensor
 from .noise import Noise
 
 
@@ -75,6 +76,8 @@ def pixel_embedding(
     Raises:
         ValueError: if the backend cannot run.
     """
+    require_tensor("image", image, "(B, I, h, w)")
     inputs = EmbeddingInputs(image, size, noise, input_mask, mean, image_range, mask_value, weights, residuals)
-    embedding: Embedding = choose("pixel_embedding", inputs, backend).run(inputs)
+    run = choose("pixel_embedding", inputs, backend).run
+    embedding: Embedding = run(inputs) if len(image) else run_empty("pixel_embedding", inputs)
     return embedding

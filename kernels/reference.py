@@ -60,7 +60,9 @@ def swin_block(inputs: BlockInputs) -> Tensor:
     heads, (shift_h, shift_w) = w.position_bias_table.shape[1], windows.shift
     scale_2B111 = x.new_ones(2, len(x)) if drop_path_scale is None else drop_path_scale.to(x.dtype)
     scale_2B111 = scale_2B111[:, :, None, None, None]
-    keep_BHL = None if visible is None else visible.image_keep.view(len(x), -1, windows.tokens)
+    keep_BHL = None if visible is None else visible.image_keep
+    if keep_BHL is not None and keep_BHL.dim() == 2:
+        keep_BHL = keep_BHL[:, None]
 
     # Norm and mask: a masked token is 0, or the mask token, before the qkv product. Each head may have its own mask.
     normed = F.layer_norm(x, x.shape[-1:], w.norm1_weight, w.norm1_bias, NORM_EPSILON)
@@ -93,7 +95,7 @@ def swin_block(inputs: BlockInputs) -> Tensor:
     out_WNHD = torch.einsum("whqk,wkhd->wqhd", _softmax(score_WHNN), v_WNHD)
 
     # Reverse, residual, MLP.
-    attended = reverse(out_WNHD.flatten(2), windows).roll((shift_h, shift_w), (1, 2))
+    attended = reverse(out_WNHD.flatten(2), windows, len(x)).roll((shift_h, shift_w), (1, 2))
     y = x + scale_2B111[0] * F.linear(attended, w.proj_weight, w.proj_bias)
     hidden = F.layer_norm(y, y.shape[-1:], w.norm2_weight, w.norm2_bias, NORM_EPSILON)
     hidden = F.gelu(F.linear(hidden, w.fc1_weight, w.fc1_bias))
@@ -105,14 +107,14 @@ def partition(image: Tensor, windows: Windows) -> Tensor:
     """(B, height, width, ...) -> (W, N, ...)."""
     (height, width), rest = windows.window, image.shape[3:]
     cut = image.unflatten(2, (-1, width)).unflatten(1, (-1, height))
-    return cut.transpose(2, 3).reshape(-1, windows.size, *rest)
+    return cut.transpose(2, 3).reshape(len(image) * windows.count, windows.size, *rest)
 
 
-def reverse(tokens: Tensor, windows: Windows) -> Tensor:
-    """(W, N, ...) -> (B, height, width, ...), the inverse of `partition`."""
+def reverse(tokens: Tensor, windows: Windows, batch: int) -> Tensor:
+    """(W, N, ...) -> (batch, height, width, ...), the inverse of `partition`."""
     (height, width), rest = windows.window, tokens.shape[2:]
-    cut = tokens.view(-1, windows.height // height, windows.width // width, height, width, *rest)
-    return cut.transpose(2, 3).reshape(-1, windows.height, windows.width, *rest)
+    cut = tokens.view(batch, windows.height // height, windows.width // width, height, width, *rest)
+    return cut.transpose(2, 3).reshape(batch, windows.height, windows.width, *rest)
 
 
 def _softmax(score: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backends import choose
+from .backends import choose, run_empty
+from .checks import require_tensor
 from .geometry import Windows
 from .visible import VisibleTokens
 
@@ -94,15 +95,17 @@ def swin_block(
     Raises:
         ValueError: for sizes, modes or visible tokens that do not fit, or if the backend cannot run.
     """
-    if x.dim() != 4 or x.shape[0] == 0:
-        raise ValueError(f"x must be (B, H, W, C) with at least one image, got {tuple(x.shape)}")
+    require_tensor("x", x, "(B, H, W, C)")
+    if x.dim() != 4:
+        raise ValueError(f"x must be (B, H, W, C), got {tuple(x.shape)}")
+    if not isinstance(weights, SwinBlockWeights):
+        raise ValueError(f"weights must be SwinBlockWeights, got {type(weights).__name__}")
+    require_tensor("position_bias_table", weights.position_bias_table, "(rows, heads)")
+    require_tensor("fc1_weight", weights.fc1_weight, "(M, C)")
     if weights.position_bias_table.dim() != 2 or weights.position_bias_table.shape[1] == 0:
         raise ValueError(f"position_bias_table must be (rows, heads), got {tuple(weights.position_bias_table.shape)}")
     channels, heads = x.shape[-1], weights.position_bias_table.shape[-1]
-    for name, pair in (("window", window), ("shift", shift)):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise ValueError(f"{name} must be a pair (height, width), got {pair!r}")
-    windows = Windows(x.shape[1], x.shape[2], (window[0], window[1]), (shift[0], shift[1])).check()
+    windows = Windows(x.shape[1], x.shape[2], window, shift)
     _check_weights(x, weights, windows)
     if channels % heads:
         raise ValueError(f"{heads} heads of the bias table do not divide the {channels} channels")
@@ -122,7 +125,8 @@ def swin_block(
         if drop_path_scale.requires_grad:
             raise ValueError("drop_path_scale has no gradient; pass drop_path_scale.detach()")
     inputs = BlockInputs(x, weights, windows, visible, mode, drop_path_scale)
-    y: Tensor = choose("swin_block", inputs, backend).run(inputs)
+    run = choose("swin_block", inputs, backend).run
+    y: Tensor = run(inputs) if len(x) else run_empty("swin_block", inputs)
     return y
 
 

@@ -119,7 +119,7 @@ def token_mask(
         raise ValueError(f"tokens must be at least 0, got {tokens}")
     if heads is not None and heads < 1:
         raise ValueError(f"heads must be at least 1, got {heads}")
-    geometry = windows.check() if exact and windows is not None else Windows(1, tokens, (1, 1))
+    geometry = windows if exact and windows is not None else Windows(1, tokens, (1, 1))
     percent = masked_percent(ratio, seed, draw, sample, heads or 1, ratio_per_sample)
     inputs = TokenMaskInputs(seed, draw, sample, percent, geometry, heads or 1, exact)
     mask: Tensor = choose("token_mask", inputs, backend).run(inputs)

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backends import choose
+from .backends import choose, run_empty
+from .checks import require_tensor
 from .geometry import Windows
 
 
@@ -65,16 +66,14 @@ class VisibleTokens:
             backend: makes the list; a name, or None for the first that can run.
 
         Raises:
-            ValueError: for a mask of another shape or dtype, an empty batch, or windows that do not tile the image.
+            ValueError: for a mask of another shape or dtype, or windows that do not tile the image.
         """
-        windows = windows.check()
+        require_tensor("keep", keep, "bool (B, L)")
         if keep.dtype != torch.bool or keep.dim() not in (2, 3) or keep.shape[-1] != windows.tokens:
             raise ValueError(
                 f"keep must be bool (batch, {windows.tokens}) or (batch, heads, {windows.tokens}), "
                 f"got {keep.dtype} {tuple(keep.shape)}; True = visible"
             )
-        if keep.shape[0] == 0:
-            raise ValueError("keep has a batch of 0 images; at least 1 is needed")
         return cls(keep, windows, backend)
 
     @property
@@ -117,6 +116,8 @@ class VisibleTokens:
             return self._list
         inputs = VisibleTokensInputs(self.image_keep, self.windows)
         run = choose("visible_tokens", inputs, self._backend).run
+        if not self.batch:
+            return CompactList(*run_empty("visible_tokens", inputs))
         if torch.compiler.is_compiling():
             return CompactList(*run(inputs))  # a traced list must not outlive its graph
         with torch.inference_mode(False):  # the list may be needed for training later

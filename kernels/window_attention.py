@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backends import choose
+from .backends import choose, run_empty
+from .checks import require_tensor
 from .geometry import relative_position_bias
 from .visible import VisibleTokens
 
@@ -82,6 +83,8 @@ def window_attention(
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, or if the backend cannot run.
     """
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("bias", bias)):
+        require_tensor(name, tensor, "of the layout in the docstring")
     if bias.dim() == 2:
         if visible is None:
             raise ValueError(
@@ -89,11 +92,14 @@ def window_attention(
             )
         bias = relative_position_bias(bias, visible.windows.window)
     inputs = AttentionInputs(q, k, v, bias, scale, visible, shared_qkv, window_mask)
-    _check(inputs)
-    return choose("window_attention", inputs, backend).run(inputs)
+    windows = _check(inputs)
+    run = choose("window_attention", inputs, backend).run
+    out: Tensor = run(inputs) if windows else run_empty("window_attention", inputs)
+    return out
 
 
-def _check(inputs: AttentionInputs) -> None:
+def _check(inputs: AttentionInputs) -> int:
+    """Return the number of windows of the batch; raise ValueError for what does not fit."""
     q, k, v, bias, _, visible, shared_qkv, window_mask = inputs
     compact_dim = 3 if visible is None or visible.heads is None else 2
     named = {"q": q, "k": k, "v": v, "bias": bias}
@@ -104,6 +110,7 @@ def _check(inputs: AttentionInputs) -> None:
     if window_mask is not None:
         named["window_mask"] = window_mask
     for name, tensor in named.items():
+        require_tensor(name, tensor, "of the layout in the docstring")
         if not tensor.is_floating_point() or tensor.device != q.device:
             raise ValueError(
                 f"{name} must be floating and on {q.device} as q is, got {tensor.dtype} on {tensor.device}"
@@ -128,8 +135,6 @@ def _check(inputs: AttentionInputs) -> None:
             raise ValueError(f"{name} must be {expected} to fit q and bias, got {tuple(tensor.shape)}")
     if k.dim() != v.dim() or (q.dim() < 4 and k.dim() == 4):
         raise ValueError("k and v must both be windowed or both compact, and compact if q is")
-    if windows == 0:
-        raise ValueError("q holds 0 windows; at least 1 is needed")
     for name, tensor in zip(("q", "k", "v"), shared_qkv or (), strict=False):
         if tuple(tensor.shape) != (heads, head_dim):
             raise ValueError(f"shared {name} must be {(heads, head_dim)}, got {tuple(tensor.shape)}")
@@ -146,3 +151,4 @@ def _check(inputs: AttentionInputs) -> None:
             raise ValueError(
                 "window_mask has no gradient; put what is learned into `bias`, or pass window_mask.detach()"
             )
+    return windows

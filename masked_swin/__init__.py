@@ -36,7 +36,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: PyTorch takes seconds, and the command line answers Ctrl-C before."""
+    """Import a public name at its first use. PyTorch takes seconds, and the command line must answer Ctrl-C before."""
     if name == "__version__":
         value: Any = _version()
     elif name == "kernels":

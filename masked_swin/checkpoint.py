@@ -20,17 +20,22 @@ from masked_swin.storage import atomic_write, load_torch, save_torch, unreadable
 
 State = Mapping[str, Tensor]
 
-# Grows when files of this package change so that older versions of it would misread them.
+# Increases when the files change so that older versions of this package would misread them.
 CHECKPOINT_VERSION = 1
 
-# Where the weights lie in files of the public codes, the preferred place first.
-_WRAPPERS = ("params_ema", "params", "state_dict")
+# Names of the state dict in files of other tools. Averaged weights come first: the first name that a file has wins.
+_WRAPPERS = (
+    *("params_ema", "params-ema", "ema"),
+    *("params", "state_dict", "model_state_dict", "model", "net", "generator"),
+)
+# Prefixes of parameter names, from modules that contain the network.
+_PREFIXES = ("module.", "_orig_mod.", "netG.", "model.", "net.", "generator.")
 
 _REMEDY = "copy it again, or save only the state dict with the code that made it"
 _BUFFER = re.compile(r"\.(relative_position_index|attn_mask)$")
 _BLOCK = re.compile(r"^layers\.(\d+)\.residual_group\.blocks\.(\d+)\.")
 
-# What a key says about a network that this package does not have.
+# Patterns of keys that only unsupported networks have, and what they mean.
 _UNSUPPORTED = (
     (r"^(upsample|conv_before_upsample|conv_up\d|conv_hr)\.", "it enlarges images; only upscale 1 is supported"),
     (r"talking_heads", "it uses talking heads"),
@@ -42,9 +47,11 @@ _UNSUPPORTED = (
 
 
 def load_model(name_or_path: str | Path) -> MaskedSwinIR:
-    """A preset by name, with new random weights, or the network of a checkpoint file.
+    """Make the network of a preset, with random weights, or load that of a checkpoint file.
 
-    Raises FileNotFoundError for a name that is neither; see `load_checkpoint` for the rest.
+    Raises:
+        FileNotFoundError: the name is neither.
+        ValueError: as `load_checkpoint`.
     """
     if str(name_or_path) in PRESETS:
         return MaskedSwinIR(PRESETS[str(name_or_path)])
@@ -58,10 +65,18 @@ def load_model(name_or_path: str | Path) -> MaskedSwinIR:
 def load_checkpoint(path: str | Path, *, config: ModelConfig | None = None, backend: str | None = None) -> MaskedSwinIR:
     """Load a network, in evaluation mode, float32, on the CPU.
 
-    Reads `.safetensors`, and otherwise a `torch.save` file: a bare state dict, or one under "params_ema" (preferred
-    where several are: the averaged weights), "params" or "state_dict", named as DataParallel does ("module.") or not.
-    Checksums are verified, but for `.safetensors` of others, which have none. The configuration is `config` if given,
-    else the one saved beside the weights, else `infer_config` of them. Nothing in the file is executed.
+    Reads `.safetensors` and `torch.save` files of this package, of the public code and of other training tools. Nothing
+    in the file is executed. Checksums are verified; `.safetensors` files of others have none.
+
+    - The state dict may be bare, or under a name such as "params_ema", "params", "state_dict", "model" or "ema".
+      Where a file holds several, averaged weights win.
+    - Prefixes of DataParallel ("module."), torch.compile ("_orig_mod.") and other wrappers are removed.
+    - Weights of another dtype become float32.
+
+    Args:
+        path: the file.
+        config: the network. None takes the configuration in the file or, without one, `infer_config` of the weights.
+        backend: as of `MaskedSwinIR`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -87,10 +102,15 @@ def load_checkpoint(path: str | Path, *, config: ModelConfig | None = None, back
 def save_checkpoint(model: MaskedSwinIR, path: str | Path) -> None:
     """Write a checkpoint, all of it or nothing.
 
-    `.pth` (or `.pt`) has the public layout, "params" with SwinIR's buffers, and "config" beside it; `.safetensors`
-    holds the parameters only, and the configuration as JSON metadata. Raises ValueError for another suffix, OSError if
-    it cannot be written, in which case a file already there is left as it was.
+    `.pth` and `.pt` files have the public layout: "params" with SwinIR's buffers, and "config" beside them.
+    `.safetensors` files hold the parameters, and the configuration as JSON metadata.
+
+    Raises:
+        ValueError: another suffix.
+        OSError: the file cannot be written; a file that was there is unchanged.
     """
+    if not isinstance(model, MaskedSwinIR):
+        raise ValueError(f"model must be a MaskedSwinIR, got {type(model).__name__}: save_checkpoint(model, path)")
     path = Path(path)
     if path.suffix in (".pth", ".pt"):
         content = {"params": public_state(model), "config": model.config.to_dict(), "version": CHECKPOINT_VERSION}
@@ -108,10 +128,14 @@ def save_checkpoint(model: MaskedSwinIR, path: str | Path) -> None:
 
 
 def public_state(model: MaskedSwinIR, *, buffers: bool = True) -> dict[str, Tensor]:
-    """The weights as SwinIR names them, contiguous, on the CPU; with `buffers` the public code loads them strictly.
+    """Return the weights under SwinIR's names, contiguous, on the CPU.
 
-    The buffers are those of img_size 64, rounded up to whole windows, at least two. A network with per-head masks has
-    its qkv split into qkv1, qkv2, ..., as in the public code.
+    A network with per-head masks has its qkv split into qkv1, qkv2, ..., as in the public code.
+
+    Args:
+        model: the network.
+        buffers: add SwinIR's buffers, so that the public code loads the state strictly. They are those of img_size 64,
+            rounded up to whole windows, at least two.
     """
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
@@ -137,9 +161,10 @@ def public_state(model: MaskedSwinIR, *, buffers: bool = True) -> dict[str, Tens
 
 
 def load_public_state(model: MaskedSwinIR, state: State) -> None:
-    """Load weights named as SwinIR names them, strictly; its buffers may be there and are ignored.
+    """Load weights with SwinIR's names, strictly. SwinIR's buffers are ignored.
 
-    Raises ValueError naming what is missing, unknown or of another shape; the model is unchanged then.
+    Raises:
+        ValueError: a weight is missing, unknown or of another shape; the model is unchanged then.
     """
     state = {name: value for name, value in state.items() if not _BUFFER.search(name)}
     if model.config.attention_mask_per_head:
@@ -161,10 +186,13 @@ def load_public_state(model: MaskedSwinIR, state: State) -> None:
 
 
 def infer_config(state: State) -> ModelConfig:
-    """The hyper-parameters that the shapes of a state dict tell; raises ValueError for another architecture.
+    """Find the hyper-parameters of a network from the shapes of its weights.
 
-    What shapes cannot tell takes the published defaults: image_range, drop_path_rate and the mask ratios (both masks
-    off where conv_first is 3x3: SwinIR).
+    Hyper-parameters that no shape shows take the published defaults: image_range, drop_path_rate and the mask ratios.
+    Both masks are off where conv_first is 3x3, which means SwinIR.
+
+    Raises:
+        ValueError: another architecture.
     """
     for pattern, reason in _UNSUPPORTED:
         key = next((name for name in state if re.search(pattern, name)), None)
@@ -206,7 +234,7 @@ def infer_config(state: State) -> ModelConfig:
 
 
 def _join_heads(state: State) -> dict[str, Tensor]:
-    """Join attn.qkv1, attn.qkv2, ..., each (3, head_dim) rows of one head, to attn.qkv, (3, heads, head_dim) rows."""
+    """Join attn.qkv1, attn.qkv2, ... with (3, head_dim) rows each to attn.qkv with (3, heads, head_dim) rows."""
     joined = dict(state)
     for name in state:
         stem, dot, kind = name.rpartition(".attn.qkv1.")
@@ -238,10 +266,8 @@ def _read_torch(path: Path) -> tuple[State, Mapping[str, Any] | None]:
             f"{path}: expected a state dict, bare or under {', '.join(map(repr, _WRAPPERS))}; found "
             f"{', '.join(map(repr, list(content)[:5])) or 'nothing'}"
         )
-    if all(name.startswith("module.") for name in state):  # saved from inside torch's DataParallel
-        state = {name.removeprefix("module."): value for name, value in state.items()}
     saved = content.get("config")
-    return state, saved if isinstance(saved, Mapping) else None
+    return _without_prefixes(state), saved if isinstance(saved, Mapping) else None
 
 
 def _read_safetensors(path: Path) -> tuple[State, Mapping[str, Any] | None]:
@@ -257,11 +283,22 @@ def _read_safetensors(path: Path) -> tuple[State, Mapping[str, Any] | None]:
     except Exception as error:
         raise ValueError(f"{unreadable(path, error)}; {_REMEDY}") from error
     _check_version(path, version)
-    return state, config
+    return _without_prefixes(state), config
+
+
+def _without_prefixes(state: State) -> State:
+    """Remove the prefixes that all names have, in any order: "module.", "_orig_mod.", ..."""
+    state = {name: value for name, value in state.items() if name != "n_averaged"}  # of torch's AveragedModel
+    while state:
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
 def _check_version(path: Path, version: object) -> None:
-    """Public checkpoints have no version, or one of another kind."""
+    """Refuse files of newer versions. Public checkpoints have no version, or one of another type."""
     if isinstance(version, int) and version > CHECKPOINT_VERSION:
         raise ValueError(
             f"{path}: written by a newer masked_swin (checkpoint version {version}, this one reads up to "
@@ -270,7 +307,7 @@ def _check_version(path: Path, version: object) -> None:
 
 
 def _checksum(state: State, config: str) -> str:
-    """CRC-32 of the configuration and of the bytes of all tensors, by name; safetensors has no checksum of its own."""
+    """Return the CRC-32 of the configuration and all tensors, sorted by name: safetensors has no checksum."""
     checksum = zlib.crc32(config.encode())
     for name in sorted(state):
         checksum = zlib.crc32(state[name].contiguous().flatten().view(torch.uint8).numpy().data, checksum)

@@ -1,4 +1,4 @@
-"""What a network is: every choice that decides its shape and its masks, and the presets."""
+"""The configuration of a network, its presets, and the translation of the public code's options."""
 
 import dataclasses
 import difflib
@@ -24,20 +24,23 @@ class ModelConfig:
         window_size: side of the square windows.
         mlp_ratio: hidden channels of the MLP over `embed_dim`.
         resi_connection: convolutions that end each group: "1conv" or "3conv".
-        conv_first_kernel: 1, the masked network, without global residuals; 3, SwinIR, with both.
+        conv_first_kernel: 1 is the masked network, without global residuals; 3 is SwinIR, with two of them.
         image_range: factor between the image in [0, 1] and the network's input.
         image_mean: subtracted from the input and added to the output, one value a channel.
         drop_path_rate: stochastic depth of the last layer (training), growing linearly from 0 at the first.
-        input_mask: share of masked pixels, or a range of it drawn per image; training only; None is off.
-        input_mask_value: what a masked pixel becomes, in all channels.
-        attention_mask: share of masked tokens, or a range of it drawn per layer; in training and in use; None is off.
-        attention_mask_mode: "zero" (published: the normalised token becomes 0), "token" (it becomes a learned vector)
-            or "drop" (it is left out of the softmax as a key).
+        input_mask: ratio of masked pixels, in training only. A range (low, high) is drawn from per image. None is off.
+        input_mask_value: the value of masked pixels, in all channels.
+        attention_mask: ratio of masked tokens, in training and in use. A range (low, high) is drawn from per layer.
+            None is off.
+        attention_mask_mode: "zero" (published: a masked token becomes 0 before the qkv product), "token" (it becomes a
+            learned vector) or "drop" (it is not a key).
         attention_mask_per_head: an independent mask and ratio for every head (`mask_is_diff` of the public code).
         attention_mask_exact: mask the same number of tokens in every window instead of each token independently.
 
-    Ratios are shares in [0, 1] in whole percents. Lists are taken as tuples. Raises ValueError for values that do not
-    describe a network.
+    Ratios lie in [0, 1] and are whole percents. Lists become tuples.
+
+    Raises:
+        ValueError: the values do not describe a network.
     """
 
     in_channels: int = 3
@@ -108,16 +111,20 @@ class ModelConfig:
     @property
     def mlp_dim(self) -> int:
         """Hidden channels of the MLP: `mlp_ratio * embed_dim` rounded down, as SwinIR does."""
-        return math.floor(self.embed_dim * self.mlp_ratio + 1e-9)  # a ratio found as hidden / dim gives hidden back
+        return math.floor(self.embed_dim * self.mlp_ratio + 1e-9)  # 1e-9: the ratio hidden / dim gives hidden again
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-ready values: tuples become lists."""
+        """Return the fields as values that JSON can hold: tuples become lists."""
         fields = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> "ModelConfig":
-        """The inverse of `to_dict`; missing fields take their defaults. Raises ValueError for unknown fields."""
+        """Make a configuration from the result of `to_dict`; missing fields take their defaults.
+
+        Raises:
+            ValueError: a field is unknown, or its value is wrong.
+        """
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
@@ -127,7 +134,7 @@ class ModelConfig:
         return cls(**options)
 
 
-# Options of the public code that only one value of is supported: every published configuration has it.
+# Options of the public code with one supported value, which every published configuration has.
 _PUBLIC_FIXED: dict[str, tuple[object, ...]] = {
     "net_type": ("swinir",),
     "upscale": (1,),
@@ -143,8 +150,11 @@ _PUBLIC_FIXED: dict[str, tuple[object, ...]] = {
 def config_from_public_options(options: Mapping[str, Any]) -> ModelConfig:
     """Translate the options of the public MaskedDenoising code: the whole JSON object, or its "netG" part.
 
-    The input mask is read from "datasets" / "train" and is off where that part is absent. Raises ValueError for a
-    missing option, and for talking heads, head scale, attention on attention, entmax15, type 'sum', super-resolution.
+    The input mask is in "datasets" / "train"; without that part it is off.
+
+    Raises:
+        ValueError: an option is missing or not supported: talking heads, head scale, attention on attention, entmax15,
+            type 'sum', super-resolution.
     """
     net: Mapping[str, Any] = options.get("netG", options)
     data: Mapping[str, Any] = options.get("datasets", {}).get("train", {})
@@ -174,7 +184,7 @@ def config_from_public_options(options: Mapping[str, Any]) -> ModelConfig:
 
 
 def default_image_mean(in_channels: int) -> tuple[float, ...]:
-    """SwinIR's mean: of DIV2K for three channels, else 0."""
+    """Return SwinIR's mean: that of DIV2K for three channels, else 0."""
     return ModelConfig.image_mean if in_channels == 3 else (0.0,) * in_channels
 
 
@@ -192,10 +202,17 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-PRESETS: dict[str, ModelConfig] = {
-    "published": ModelConfig(),
-    # The paper's baseline: the same network, never masked.
-    "swinir": ModelConfig(input_mask=None, attention_mask=None),
-    "small": ModelConfig(depths=(4, 4), num_heads=(6, 6)),
-    "tiny": ModelConfig(embed_dim=30, depths=(2, 2), num_heads=(3, 3)),
-}
+class _Presets(dict[str, ModelConfig]):
+    def __missing__(self, name: object) -> ModelConfig:
+        raise KeyError(f"no preset {name!r}; there are {', '.join(map(repr, self))}")
+
+
+PRESETS: dict[str, ModelConfig] = _Presets(
+    {
+        "published": ModelConfig(),
+        # The paper's baseline: the same network, never masked.
+        "swinir": ModelConfig(input_mask=None, attention_mask=None),
+        "small": ModelConfig(depths=(4, 4), num_heads=(6, 6)),
+        "tiny": ModelConfig(embed_dim=30, depths=(2, 2), num_heads=(3, 3)),
+    }
+)

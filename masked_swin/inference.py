@@ -1,4 +1,4 @@
-"""Denoising of whole images with a trained network, in one piece or in tiles."""
+"""Denoise images of any size with a trained network, in one piece or in tiles."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -30,23 +30,25 @@ def denoise(
     """Denoise one image (C, H, W) or several (B, C, H, W), floating point in [0, 1].
 
     Args:
-        attention_mask: "average": the mean over `average` draws of the attention mask (about +0.3 dB over one, says the
-            method's author); "random": one draw, as published; "off": no mask. All the same if the network has none.
+        model: the network; its training or evaluation mode is restored.
+        image: the noisy image or images. They are never masked.
+        attention_mask: "average" is the mean over `average` draws of the attention mask, about 0.3 dB better than one
+            draw according to the method's author. "random" is one draw, as published. "off" is no mask. A network
+            without an attention mask gives the same for all three.
         average: number of draws.
-        seed: of the masks, in [0, 2^63); the same seed gives the same image.
-        sample: (B,) int64 ids that name the masks of each image; by default its place in the batch. With the same id an
-            image gets the same masks whatever it is batched with.
-        tile: side of the tiles that the network sees, a multiple of the window; None is the image in one piece. A tile
-            bounds the memory. Masks of tiles are those of the place in the image, whatever the tile (but not those of
-            the image in one piece); results differ where an overlap is less than `tiling.exact_overlap`.
-        overlap: of two tiles, a multiple of the window; None is 64, rounded up to one.
+        seed: of the masks, in [0, 2^63). The same seed gives the same result.
+        sample: (B,) int64 ids; by default 0, 1, ... An image with the same id gets the same masks in any batch.
+        tile: side of the tiles, a multiple of the window, or None for the image in one piece. Tiles bound the memory.
+            Their masks belong to image coordinates, so that all tile sizes have the same masks; the image in one piece
+            has others. An overlap less than `tiling.exact_overlap` changes results slightly.
+        overlap: pixels that two tiles share, a multiple of the window. None is 64, rounded up to one.
 
     Returns:
-        The shape of `image`, clipped to [0, 1]. The input is never masked, and the model's mode is left as it was.
+        The shape of `image`, clipped to [0, 1].
 
     Raises:
-        ValueError: for another shape, dtype or device than the model takes, values far outside [0, 1], or an unknown
-            option.
+        ValueError: for another shape, dtype or device than the model takes, an unknown option, or values outside
+            [-1, 2] (noise need not be clipped).
     """
     if not isinstance(model, MaskedSwinIR):
         raise ValueError(f"model must be a MaskedSwinIR, got {type(model).__name__}; load_checkpoint(path) makes one")
@@ -88,11 +90,15 @@ def denoise_bands(
     overlap: int | None = None,
     progress: Progress = lambda done, of: None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """The result of `denoise` from top to bottom in bands (first row, (B, C, rows, W)): nothing else is held whole.
+    """Yield the result of `denoise` in bands from top to bottom: (first row, (B, C, rows, W)).
 
-    `part(rows, columns)` gives that part of the image, (B, C, rows, columns), as the model takes it; `size` is (H, W).
-    `progress` is called after each pass of the network. With tiles, masks are those of the place also where one tile
-    covers the image.
+    Only one row of tiles is in memory. Arguments that are not listed are those of `denoise`.
+
+    Args:
+        part: `part(rows, columns)` returns that part of the image, (B, C, rows, columns), as the model takes it.
+        size: (H, W) of the image.
+        tile: with a side, masks belong to image coordinates, even if one tile covers the image.
+        progress: called with (passes done, all passes) after each pass of the network.
     """
     if attention_mask not in ("average", "random", "off"):
         raise ValueError(f"attention_mask must be 'average', 'random' or 'off', got {attention_mask!r}")
@@ -108,7 +114,7 @@ def denoise_bands(
     draws = average if masked and attention_mask == "average" else 1
     passes, of = 0, len(rows) * len(columns) * draws
 
-    carried: Tensor | None = None  # rows that the next tiles overlap, their part so far
+    carried: Tensor | None = None  # the weighted sum so far of the rows that the next tiles overlap
     for i, (top, bottom) in enumerate(rows):
         band: Tensor | None = None
         for (left, right), column_weight in zip(columns, column_weights, strict=True):

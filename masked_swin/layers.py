@@ -1,4 +1,4 @@
-"""The parts of SwinIR (arXiv 2108.10257), holding parameters under its names; features are (B, H, W, C)."""
+"""The layers of SwinIR (arXiv 2108.10257), with its parameter names. Features are (B, H, W, C)."""
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ from masked_swin.masking import AttentionMasks
 
 
 class AttentionParameters(nn.Module):
-    """The parameters of one window attention; computed by the kernels.
+    """The parameters of one window attention, which the kernels compute.
 
-    qkv rows are (3, heads, head_dim), also where masks differ per head (checkpoint.py splits them for the public code).
+    qkv has (3, heads, head_dim) rows, with per-head masks too; checkpoint.py splits them for the public code.
     """
 
     def __init__(self, config: ModelConfig, heads: int) -> None:
@@ -28,7 +28,7 @@ class AttentionParameters(nn.Module):
 
 
 class MLPParameters(nn.Module):
-    """The two linear layers of the MLP; computed by the kernels."""
+    """The two linear layers of the MLP, which the kernels compute."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class MLPParameters(nn.Module):
 
 
 class SwinLayer(nn.Module):
-    """One Swin transformer layer; `number` counts the layers of the network from 1 and names this one's masks."""
+    """One Swin transformer layer. `number` counts the layers of the network from 1, and is part of the masks' key."""
 
     def __init__(self, config: ModelConfig, heads: int, number: int, shift: int, backend: str | None) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class SwinLayer(nn.Module):
         )
 
     def forward(self, x: Tensor, masks: AttentionMasks | None, drop_path_scale: Tensor | None) -> Tensor:
-        """x (B, H, W, C), H and W multiples of the window; drop_path_scale (2, B): factors of the two branches."""
+        """Compute x (B, H, W, C), of whole windows; drop_path_scale (2, B) has factors of both branches."""
         return swin_block(
             x,
             self.weights(),
@@ -88,7 +88,7 @@ class SwinLayer(nn.Module):
 
 
 class SwinLayers(nn.Module):
-    """The Swin layers of one group, every second one with its windows shifted by half a window."""
+    """The Swin layers of one group. Every second one shifts its windows by half a window."""
 
     def __init__(self, config: ModelConfig, group: int, backend: str | None) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class SwinLayers(nn.Module):
 
 
 class ResidualGroup(nn.Module):
-    """SwinIR's RSTB: Swin layers, the residual convolutions, and the input added."""
+    """SwinIR's RSTB: x + convolutions(Swin layers(x))."""
 
     def __init__(self, config: ModelConfig, group: int, backend: str | None) -> None:
         super().__init__()
@@ -115,17 +115,17 @@ class ResidualGroup(nn.Module):
         self.conv = residual_conv(config)
 
     def forward(self, x: Tensor, masks: AttentionMasks | None, drop_path_scales: list[Tensor | None]) -> Tensor:
-        """x (B, H, W, C); one drop-path scale (2, B), or None, for each layer."""
+        """Compute x (B, H, W, C). Each layer has a drop-path scale (2, B) or None."""
         return x + channels_last(self.conv, self.residual_group(x, masks, drop_path_scales), self.backend)
 
 
 def around_blocks(backend: str | None) -> str | None:
-    """What a network's backend, which names that of the blocks, means for the operations around them."""
+    """Return the backend of the operations around the blocks. `backend` names that of the blocks."""
     return "reference" if backend == "reference" else None
 
 
 def residual_conv(config: ModelConfig) -> nn.Module:
-    """The convolutions before a residual sum: one 3x3, or three through a quarter of the channels."""
+    """Make the convolutions before a residual sum: one 3x3, or three through a quarter of the channels."""
     dim = config.embed_dim
     if config.resi_connection == "1conv":
         return nn.Conv2d(dim, dim, 3, padding=1)
@@ -139,7 +139,7 @@ def residual_conv(config: ModelConfig) -> nn.Module:
 
 
 def channels_last(module: nn.Module, x: Tensor, backend: str | None) -> Tensor:
-    """Apply convolutions, and what lies between them, to (B, H, W, C); `backend` is the network's."""
+    """Apply convolutions, and the activations between them, to (B, H, W, C). `backend` is the network's."""
     if isinstance(module, nn.Sequential):
         for layer in module:
             x = channels_last(layer, x, backend)

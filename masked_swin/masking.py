@@ -1,8 +1,8 @@
-"""The two random masks of the method: over the pixels of the input (training) and over the tokens of every attention.
+"""The random masks of the method: over the pixels of the input (in training), and over the tokens of every attention.
 
-A mask, like the noise of training and the branches that stochastic depth leaves out, is a pure function of its key, so
-nothing is stored: the same (seed, draw, sample) gives the same masks on every device, whatever the batching. Tokens are
-counted in the image padded to whole windows.
+A mask is a pure function of its key (seed, draw, sample ids), and nothing is stored. The same key gives the same masks
+on every device and in every batch. Noise and stochastic depth are functions of the key too. Tokens are counted in the
+image padded to whole windows.
 """
 
 from dataclasses import dataclass
@@ -10,20 +10,21 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from masked_swin.config import ModelConfig
 from masked_swin.kernels import Ratio, VisibleTokens, Windows, sample_uniform, token_mask
 from masked_swin.kernels import gaussian_noise as add_noise
 
-CELL = 64  # side, in tokens, of the squares that placed masks are made of
+CELL = 64  # side, in tokens, of the squares that `placed_mask` joins
 
 
 class MaskKey(NamedTuple):
-    """Names the masks of one forward pass.
+    """The key of everything random in one forward pass.
 
     Attributes:
         seed: int64, no dimension.
-        draw: int64, no dimension: which pass; each number gives independent masks.
+        draw: int64, no dimension: the number of the pass. Each draw has independent masks.
         sample: (B,) int64, the global id of each image.
     """
 
@@ -35,20 +36,25 @@ class MaskKey(NamedTuple):
     def make(
         cls, seed: int, draw: int = 0, samples: int | Tensor = 1, device: torch.device | str | None = None
     ) -> "MaskKey":
-        """A key from numbers; `samples` is the batch size (ids 0, 1, ...) or the ids as (B,) int64.
+        """Make a key from numbers; `samples` is the batch size (ids 0, 1, ...) or the ids, (B,) int64.
 
-        Raises ValueError for a seed or draw outside [0, 2^63), or ids of another dtype or shape.
+        Raises:
+            ValueError: a seed or draw outside [0, 2^63), or ids of another dtype or shape.
         """
         check_seed("seed", seed)
         check_seed("draw", draw)
         if isinstance(samples, int):
             samples = torch.arange(samples)
+        if not isinstance(samples, Tensor):
+            raise ValueError(
+                f"samples must be a batch size or (B,) int64 ids, got {type(samples).__name__}; use torch.tensor(ids)"
+            )
         if samples.dtype != torch.int64 or samples.dim() != 1:
             raise ValueError(f"sample ids must be (B,) int64, got {samples.dtype} {tuple(samples.shape)}")
         return cls(torch.tensor(seed, device=device), torch.tensor(draw, device=device), samples.to(device))
 
     def at(self, layer: int, layers: int) -> "MaskKey":
-        """The key of one of the `layers` masks of a pass: 0 is the input mask, 1, 2, ... the Swin layers."""
+        """Return the key of one of the `layers` masks of a pass: 0 is the input mask, 1, 2, ... are Swin layers."""
         return self._replace(draw=self.draw * layers + layer)
 
 
@@ -59,14 +65,30 @@ def check_seed(name: str, value: int) -> None:
 
 
 def padded_size(height: int, width: int, window: int) -> tuple[int, int]:
-    """The image size rounded up to whole windows."""
+    """Return the image size rounded up to whole windows."""
     return height + -height % window, width + -width % window
 
 
-def gaussian_noise(image: Tensor, sigma: float, key: MaskKey) -> Tensor:
-    """The images (B, C, H, W) plus white Gaussian noise of standard deviation `sigma`, clipped to [0, 1].
+def extend_by_edge(image: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """Repeat the last row and column of images (B, C, h, w) where the sides of `size` are at least twice theirs.
 
-    What `MaskedSwinIR` adds as `noise_sigma`: of its key, whatever its masks.
+    Reflection cannot fill such sides. The mask, bool (B, *size), is repeated too: no copy may show a masked pixel.
+    """
+    height, width = image.shape[-2:]
+    rows, columns = (full - side if full >= 2 * side else 0 for full, side in ((size[0], height), (size[1], width)))
+    extended = functional.pad(image, (0, columns, 0, rows), mode="replicate")
+    if mask is not None:
+        inside = mask[:, None, :height, :width].to(image.dtype)
+        repeated = functional.pad(inside, (0, columns, 0, rows), mode="replicate")[:, 0] > 0.5
+        mask = mask.clone()
+        mask[:, : height + rows, : width + columns] = repeated
+    return extended, mask
+
+
+def gaussian_noise(image: Tensor, sigma: float, key: MaskKey) -> Tensor:
+    """Return the images (B, C, H, W) plus white Gaussian noise of standard deviation `sigma`, clipped to [0, 1].
+
+    `MaskedSwinIR` adds the same noise as `noise_sigma` with the same key. It is independent of the masks.
     """
     return add_noise(image, sigma, *key)
 
@@ -74,8 +96,8 @@ def gaussian_noise(image: Tensor, sigma: float, key: MaskKey) -> Tensor:
 def mask_input(image: Tensor, config: ModelConfig, key: MaskKey, ratio: Ratio | None = None) -> Tensor:
     """Set random pixels of images (B, C, H, W) to `config.input_mask_value`, all channels together.
 
-    The share of masked pixels is drawn per image from `ratio` or, without one, `config.input_mask`; None there returns
-    the image itself.
+    The ratio of masked pixels is drawn per image from `ratio`, or from `config.input_mask` if that is None. If the
+    configuration has no input mask, the image is returned unchanged.
     """
     height, width = image.shape[-2:]
     masked = input_mask(padded_size(height, width, config.window_size), config, key, ratio)
@@ -86,7 +108,7 @@ def mask_input(image: Tensor, config: ModelConfig, key: MaskKey, ratio: Ratio | 
 
 
 def input_mask(size: tuple[int, int], config: ModelConfig, key: MaskKey, ratio: Ratio | None = None) -> Tensor | None:
-    """The masked pixels of padded images, bool (B, height, width) of the `size`; None if the network masks none.
+    """Draw the input mask of padded images, bool (B, *size), True = masked; None if the network has none.
 
     `ratio` replaces that of the configuration.
     """
@@ -98,7 +120,10 @@ def input_mask(size: tuple[int, int], config: ModelConfig, key: MaskKey, ratio: 
 
 
 def drop_path_scales(config: ModelConfig, key: MaskKey, dtype: torch.dtype) -> Tensor:
-    """Stochastic depth, (layers, 2 branches, B): 0 or 1 / keep; keep falls linearly to 1 - `config.drop_path_rate`."""
+    """Draw stochastic depth, (layers, 2 branches, B): 0, or 1 / keep with probability keep.
+
+    keep falls linearly from 1 at the first layer to 1 - `config.drop_path_rate` at the last.
+    """
     layers = sum(config.depths)
     uniform_L2B = sample_uniform(*key, 2 * layers).T.unflatten(0, (layers, 2))
     keep_L11 = (
@@ -109,13 +134,13 @@ def drop_path_scales(config: ModelConfig, key: MaskKey, dtype: torch.dtype) -> T
 
 @dataclass(frozen=True)
 class AttentionMasks:
-    """The attention masks of one forward pass, drawn layer by layer: a mask lives as long as its layer needs it.
+    """The attention masks of one forward pass. Each is drawn when its layer needs it, and not kept.
 
     Attributes:
-        config: the network's.
-        key: of the pass.
+        config: that of the network.
+        key: that of the pass.
         size: (height, width) of the padded image.
-        origin: (top, left) of the image in a larger one: the masks are then those of the place, see `placed_mask`.
+        origin: (top, left) of the image in a larger one; masks then belong to image coordinates, see `placed_mask`.
         ratio: replaces that of the configuration.
     """
 
@@ -126,7 +151,7 @@ class AttentionMasks:
     ratio: Ratio | None = None
 
     def visible(self, layer: int, heads: int, shift: int) -> VisibleTokens | None:
-        """The tokens that layer number `layer` (1, 2, ...) sees; None if the network masks nothing."""
+        """Draw the visible tokens of layer number `layer` (1, 2, ...); None if the network masks nothing."""
         config = self.config
         if config.attention_mask is None:
             return None
@@ -154,10 +179,10 @@ class AttentionMasks:
 def placed_mask(
     key: MaskKey, ratio: Ratio, size: tuple[int, int], origin: tuple[int, int], heads: int | None
 ) -> Tensor:
-    """The mask of a part, `size` tokens from `origin` (top, left), of an image of any size; as from `token_mask`.
+    """Draw the mask of a part of a larger image: `size` tokens from `origin` (top, left); results as of `token_mask`.
 
-    The image is covered by cells of 64 x 64 tokens, each with masks of its own, so that a token's mask is a function of
-    its place and not of the parts into which the image is cut.
+    Cells of 64 x 64 tokens cover the image, and each has its own masks. So whether a token is masked depends on its
+    image coordinates, and not on the parts into which the image is cut.
     """
     (height, width), (top, left) = size, origin
     device = key.sample.device
@@ -175,5 +200,5 @@ def placed_mask(
 
 
 def _placed_samples(sample: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Ids of places: distinct within an image for rows and columns below 2^16."""
+    """Return sample ids for coordinates: distinct within an image for rows and columns below 2^16."""
     return (sample * 0x9E3779B1 + (row << 16) + column) & 0xFFFFFFFF

@@ -1,16 +1,19 @@
 """The masked SwinIR of "Masked Image Training for Generalizable Deep Image Denoising" (arXiv 2303.13132)."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from masked_swin.config import ModelConfig
 from masked_swin.kernels import Embedding, EmbeddingWeights, Noise, pixel_embedding, ratio_tensor
+from masked_swin.kernels import gaussian_noise as add_noise
 from masked_swin.layers import ResidualGroup, around_blocks, channels_last, residual_conv
 from masked_swin.masking import (
     AttentionMasks,
     MaskKey,
     check_seed,
     drop_path_scales,
+    extend_by_edge,
     input_mask,
     mask_input,
     padded_size,
@@ -20,20 +23,21 @@ from masked_swin.masking import (
 class MaskedSwinIR(nn.Module):
     """A denoiser with SwinIR's parameter names.
 
-    The input mask works in training only, the attention mask in training and in use, as published. Masks, and the
-    branches that stochastic depth leaves out, are named by a `MaskKey`; without one the module counts its own passes
-    from `seed_masks` (seed 0 at first).
+    As published, the input mask is on in training only, and the attention mask in training and in use.
+
+    Masks, noise and stochastic depth are functions of a `MaskKey`. Without one, a pass that needs a key makes it from
+    one number of torch's default generator, as dropout does. So `torch.manual_seed` repeats the masks, and activation
+    checkpointing computes with the same masks again.
 
     Args:
         config: the network; `PRESETS` holds the usual ones.
-        backend: of the Swin blocks; None takes the first that can run, a name insists on it. Convolutions and the
-            embedding of pixels take the first that can run, but with "reference" that, so that it can be differentiated
-            twice.
+        backend: that of the Swin blocks, or None for the first that can run. Convolutions and the embedding of pixels
+            take the first that can run. With "reference" they take that, so that all of the network can be
+            differentiated twice.
     """
 
     mean: Tensor
     mask_seed: Tensor
-    mask_draw: Tensor
     input_mask_ratio: Tensor | None
     attention_mask_ratio: Tensor | None
 
@@ -50,19 +54,26 @@ class MaskedSwinIR(nn.Module):
         self.conv_after_body = residual_conv(config)
         self.conv_last = nn.Conv2d(dim, config.in_channels, 3, padding=1)
         self.register_buffer("mean", torch.tensor(config.image_mean).view(1, -1, 1, 1), persistent=False)
-        # Tensors, not numbers: a compiled graph or a captured CUDA graph then draws new masks at every pass.
+        # Seed and ratios are tensors, so that compiled and captured graphs read new values at every pass.
         self.register_buffer("mask_seed", torch.tensor(0), persistent=False)
-        self.register_buffer("mask_draw", torch.tensor(0), persistent=False)
         for name in ("input_mask", "attention_mask"):
             ratio = getattr(config, name)
             self.register_buffer(f"{name}_ratio", None if ratio is None else ratio_tensor(ratio), persistent=False)
         self.to(memory_format=torch.channels_last)
 
     def seed_masks(self, seed: int) -> None:
-        """Start the module's own sequence of masks again, from `seed` in [0, 2^63)."""
+        """Choose the family of the masks that the network draws without a key: `seed` in [0, 2^63), at first 0.
+
+        Two networks with different seeds draw different masks from the same state of torch's generator.
+        """
         check_seed("seed", seed)
         self.mask_seed.fill_(seed)
-        self.mask_draw.zero_()
+
+    def _own_key(self, x: Tensor) -> MaskKey:
+        """Make a key from torch's default generator. Sample ids continue from rank to rank of a process group."""
+        word = torch.randint(2**63 - 1, (), device=x.device)
+        first = len(x) * dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        return MaskKey(self.mask_seed ^ word, torch.zeros_like(word), first + torch.arange(len(x), device=x.device))
 
     def set_mask_ratios(
         self,
@@ -70,13 +81,13 @@ class MaskedSwinIR(nn.Module):
         input_mask: float | tuple[float, float] | None = None,
         attention_mask: float | tuple[float, float] | None = None,
     ) -> None:
-        """Change the ratios of the masks, for a schedule; None leaves one as it is.
+        """Change the ratios of the masks during training; None leaves a ratio unchanged.
 
-        A compiled network is not compiled anew, unless a number becomes a range or a range a number. `config`, which
+        A compiled network is compiled again only if a number becomes a range, or a range a number. `config`, which
         checkpoints hold, keeps the ratios that the network was made with.
 
         Raises:
-            ValueError: for a ratio that `ModelConfig` refuses, or of a mask that the network does not have.
+            ValueError: `ModelConfig` would refuse the ratio, or the network has no such mask.
         """
         for name, ratio in (("input_mask", input_mask), ("attention_mask", attention_mask)):
             if ratio is None:
@@ -91,7 +102,7 @@ class MaskedSwinIR(nn.Module):
                 setattr(self, f"{name}_ratio", value)
 
     def mask_input(self, image: Tensor, key: MaskKey) -> Tensor:
-        """The image (B, C, H, W) as the network sees it in training: random pixels set to `config.input_mask_value`."""
+        """Return images (B, C, H, W) with the input mask of the key: masked pixels are `config.input_mask_value`."""
         self._check(image, key)
         return mask_input(image, self.config, key, self.input_mask_ratio)
 
@@ -107,22 +118,23 @@ class MaskedSwinIR(nn.Module):
         """Denoise images.
 
         Args:
-            x: (B, C, H, W), values in [0, 1], dtype and device of the parameters; any size above half a window: it is
-                reflected at the right and bottom up to whole windows.
-            key: the masks, the depth and the noise to use; None takes the next of the module's own sequence, sample ids
-                0, 1, ... in the batch.
-            noise_sigma: standard deviation, in the units of x, of the Gaussian noise that is added in training, before
-                the input mask, as by `masking.gaussian_noise`. In evaluation it must be 0.
+            x: (B, C, H, W), values in [0, 1], any size; dtype and device are those of the parameters. Images are
+                reflected at the right and bottom up to whole windows. Where reflection cannot fill the window, the
+                last row or column is repeated.
+            key: the key of masks, stochastic depth and noise. None makes one from torch's default generator on the
+                device of x, in evaluation too if the attention is masked. Its sample ids are 0, 1, ... and, in a
+                process group, continue from rank to rank.
+            noise_sigma: standard deviation, in the units of x, of the Gaussian noise that training adds before the
+                input mask, as `masking.gaussian_noise` does. In evaluation it must be 0.
             attention_mask: False leaves the attention unmasked.
-            origin: (top, left) in a larger image that the x are parts of: attention masks are then those of the place,
-                whatever the parts (not their number in a window, with `attention_mask_exact`).
+            origin: (top, left) of x in a larger image. Attention masks then belong to coordinates of that image, and do
+                not depend on how it is cut. With `attention_mask_exact` they do depend on it.
 
         Returns:
             (B, C, H, W), not clipped.
 
         Raises:
-            ValueError: for another shape, dtype or device, an empty batch, an image too small to be reflected, or noise
-                in evaluation.
+            ValueError: for a wrong shape, dtype or device, or noise in evaluation.
         """
         config = self.config
         self._check(x, key)
@@ -134,9 +146,13 @@ class MaskedSwinIR(nn.Module):
                 f"noise_sigma must be 0, or positive in training, got {noise_sigma} with training={self.training}: "
                 "masked_swin.masking.gaussian_noise adds noise to any image"
             )
+        if noise_sigma > 1:
+            raise ValueError(
+                f"noise_sigma must be at most 1, the range of the images, got {noise_sigma}: "
+                f"in units of 8 bits write {noise_sigma:g} / 255"
+            )
         if key is None and (masks_input or masks_attention or drops_paths or noise_sigma):
-            key = MaskKey(self.mask_seed, self.mask_draw.clone(), torch.arange(len(x), device=x.device))
-            self.mask_draw.add_(1)
+            key = self._own_key(x)
         height, width = x.shape[-2:]
         size = padded_size(height, width, config.window_size)
         masks = None
@@ -157,26 +173,31 @@ class MaskedSwinIR(nn.Module):
         return (out / config.image_range + self.mean)[..., :height, :width].contiguous()
 
     def _embed(self, x: Tensor, size: tuple[int, int], noise: Noise | None, key: MaskKey | None) -> Embedding:
-        """The features; for the global residuals also the masked, padded, normalised input, and its convolution."""
+        """Return the features and, for SwinIR's global residuals, the input of the convolution and its output."""
         config, norm, bias = self.config, self.patch_embed["norm"], self.conv_first.bias
         assert isinstance(norm, nn.LayerNorm)
         assert bias is not None
+        mask = None if key is None else input_mask(size, config, key, self.input_mask_ratio)
+        if size[0] >= 2 * x.shape[2] or size[1] >= 2 * x.shape[3]:
+            if noise is not None:
+                x, noise = add_noise(x, *noise), None
+            x, mask = extend_by_edge(x, mask, size)
         return pixel_embedding(
             x,
             size,
             noise=noise,
-            input_mask=None if key is None else input_mask(size, config, key, self.input_mask_ratio),
+            input_mask=mask,
             mean=self.mean.flatten(),
             image_range=config.image_range,
             mask_value=config.input_mask_value,
             weights=EmbeddingWeights(self.conv_first.weight, bias, norm.weight, norm.bias),
-            # A 3x3 conv_first means SwinIR, with both residuals; the published masked network has neither.
+            # A 3x3 conv_first means SwinIR, with both global residuals. The published masked network has none.
             residuals=config.conv_first_kernel == 3,
             backend=around_blocks(self.backend),
         )
 
     def _drop_path_scales(self, key: MaskKey | None, dtype: torch.dtype) -> list[list[Tensor | None]]:
-        """Stochastic depth, group by group: for each layer None or (2, B) factors, 0 or 1 / keep (the mean stays 1)."""
+        """Draw stochastic depth, group by group: None, or (2, B) factors of each layer, 0 or 1 / keep (mean 1)."""
         depths = self.config.depths
         scales: list[Tensor | None] = [None] * sum(depths)
         if key is not None:
@@ -184,25 +205,20 @@ class MaskedSwinIR(nn.Module):
         return [scales[sum(depths[:group]) :][:depth] for group, depth in enumerate(depths)]
 
     def _check(self, x: Tensor, key: MaskKey | None) -> None:
-        """Raise ValueError for images or a key that the network cannot take."""
+        """Raise ValueError if the network cannot take the images or the key."""
         config, weight = self.config, self.conv_first.weight
+        if not isinstance(x, Tensor):
+            raise ValueError(f"images must be a tensor (B, {config.in_channels}, H, W), got {type(x).__name__}")
         if x.dim() != 4 or x.shape[1] != config.in_channels:
             raise ValueError(f"images must be (B, {config.in_channels}, H, W), got {tuple(x.shape)}")
-        if x.shape[0] == 0:
-            raise ValueError("the batch is empty; at least 1 image is needed")
         if not x.is_floating_point():
             raise ValueError(f"images must be floating point in [0, 1], got {x.dtype}; use image.float() / 255")
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"images are {x.dtype} but the network is {weight.dtype}; convert one, or use autocast")
         if x.device != weight.device:
             raise ValueError(f"images are on {x.device} but the network is on {weight.device}; move one of them")
-        for name, extent in (("height", x.shape[2]), ("width", x.shape[3])):
-            padding = -extent % config.window_size
-            if padding >= extent:
-                raise ValueError(
-                    f"image {name} {extent} is too small for window {config.window_size}: {padding} more pixels cannot "
-                    f"be reflected from it; enlarge or pad the image to {config.window_size}"
-                )
+        if 0 in x.shape[2:]:
+            raise ValueError(f"images must have at least one pixel, got {tuple(x.shape)}")
         if key is not None and (key.sample.shape != x.shape[:1] or key.sample.device != x.device):
             raise ValueError(
                 f"the mask key must name {x.shape[0]} samples on {x.device}, "

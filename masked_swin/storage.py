@@ -1,9 +1,10 @@
-"""Files that are whole or not there: written in one piece, verified when read."""
+"""Files that are either whole or absent: written under another name first, and verified when read."""
 
 import contextlib
 import errno
 import os
 import pickle
+import re
 import secrets
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,10 +18,16 @@ _TEMPORARY = ".tmp"
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, before_replacing: Callable[[], None] | None = None) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends, and vanishes if the block raises.
+    """Open a binary file that replaces `path` when the block ends, and is removed if the block raises.
 
-    It is on the disk, not in a cache, when the block has ended; `before_replacing` is called when all of it is there,
-    under another name. Raises OSError naming `path`, or the folder it lacks.
+    The file is on the disk, not only in a cache, when the block has ended.
+
+    Args:
+        path: the file to replace or create.
+        before_replacing: called when all of the file is on the disk, still under another name.
+
+    Raises:
+        OSError: the file cannot be written, or its folder is missing; names it.
     """
     folder = path.parent
     if not folder.is_dir():
@@ -42,12 +49,12 @@ def atomic_write(path: Path, *, before_replacing: Callable[[], None] | None = No
                 temporary.unlink(missing_ok=True)
     except OSError as error:
         if error.filename not in (None, str(temporary)):
-            raise  # the block's own trouble with another file
+            raise  # the block failed on another file
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in `folder` on the disk: without it a rename may be lost with the power."""
+    """Put the names in `folder` on the disk. Without it, a power cut may undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -56,26 +63,28 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what writers that were killed have left; only while nobody writes there."""
+    """Remove the temporary files of writers that were killed. Nobody may be writing to the folder."""
     for path in folder.glob(f".*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
 
 
 def save_torch(content: Any, path: Path, *, before_replacing: Callable[[], None] | None = None) -> None:
-    """`torch.save` by `atomic_write`, which raises OSError where it fails."""
+    """Call `torch.save` inside `atomic_write`; raise OSError if it fails."""
     with atomic_write(path, before_replacing=before_replacing) as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch closes its archive after the failed write, and reports that instead
+        except RuntimeError as error:  # after a failed write, torch reports only that it cannot close its archive
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
 def load_torch(path: Path) -> Any:
-    """The content of a `torch.save` file, on the CPU; the checksum of every part is verified, no code is run.
+    """Load a `torch.save` file to the CPU. All checksums are verified, and no code in the file is run.
 
-    Raises OSError where the file cannot be opened, ValueError where it is truncated, corrupt or more than tensors.
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: the file is truncated, corrupt, or holds more than tensors.
     """
     with open(path, "rb") as file:
         try:
@@ -90,7 +99,10 @@ def load_torch(path: Path) -> Any:
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:
-    """The error for a file that another library could not read."""
-    unsafe = isinstance(error, pickle.UnpicklingError)  # torch's text then suggests to execute the file
-    reason = "not only tensors inside" if unsafe else (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Make the error for a file that another library could not read."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's text then suggests to execute the file
+        found = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
+        reason = f"a {found[1]} is inside, which would have to be executed" if found else "not only tensors inside"
+        return ValueError(f"{path}: truncated, corrupt, or holding more than tensors ({reason})")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ValueError(f"{path}: truncated, corrupt, or holding more than tensors ({reason})")

@@ -1,6 +1,11 @@
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch: results must not depend on it, run times do
+# Before torch. Results must not depend on it, run times do: the workers of a run share the cores.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # a worker inherits the setting of the process that started it
+    cores, workers = os.cpu_count() or 1, int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // workers))
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
@@ -10,7 +15,7 @@ import pytest
 import torch
 
 # Triton has no wheels for some platforms; ptxsim's own tests look for themselves.
-collect_ignore_glob = [] if find_spec("triton") else ["test_triton_*.py"]
+collect_ignore_glob = [] if find_spec("triton") else ["kernels/triton/*", "benchmarks/test_triton_tables.py"]
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +29,14 @@ def _reproducible_and_poisoned():
 
 @pytest.fixture(autouse=True, scope="session")
 def _compiled_kernels_of_this_run(tmp_path_factory):
-    """Triton keeps what it compiles in the home folder, which may be read-only or hold another version's."""
-    os.environ["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    """Triton keeps what it compiles in the home folder, which may be read-only or hold another version's.
+
+    The workers of a run share a folder.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    os.environ["TRITON_CACHE_DIR"] = str(base / "triton")
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,17 @@ def test_readme_examples(tmp_path, monkeypatch):
         exec(example, names)
 
 
+def test_every_folder_of_the_package_is_listed():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        tools = tomllib.load(file)["tool"]
+    mapped = {ROOT / folder: name for name, folder in tools["setuptools"]["package-dir"].items()}
+    sources = [(folder, name, path) for folder, name in mapped.items() for path in folder.rglob("*.py")]
+    modules = {".".join([name, *path.relative_to(folder).with_suffix("").parts]) for folder, name, path in sources}
+    packages = {module.removesuffix(".__init__") for module in modules if module.endswith(".__init__")}
+    assert packages == set(tools["setuptools"]["packages"])
+    assert {module for table in tools["mypy"]["overrides"] for module in table["module"]} <= modules
+
+
 def test_every_requirement_is_pinned():
     pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] != "#"]
     active = {_normal(pin.name): pin.specifier for pin in pins if pin.marker is None or pin.marker.evaluate()}

@@ -1,18 +1,19 @@
 """Typed training configuration: a YAML file, every field also a flag, unknown keys refused."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jsonargparse import Namespace
 
 from masked_swin import PRESETS, ModelConfig
-from masked_swin.train.parser import Parser
+from masked_swin.train.parser import Parser, UsageError
 
 DEFAULT_PRESET = "published"
 
-# What may change between an interrupted run and its continuation: nothing here touches the sequence of weights, but for
-# the rounding of other threads, devices and backends.
+# Fields that may change when a run goes on: none changes the sequence of weights, except by the rounding of other
+# threads, devices and backends.
 RESUMABLE_CHANGES = frozenset(
     {
         "output",
@@ -27,6 +28,7 @@ RESUMABLE_CHANGES = frozenset(
         "backend",
         "resume",
         "memory",
+        "samples",
         "log_interval",
         "tensorboard",
     }
@@ -35,7 +37,7 @@ RESUMABLE_CHANGES = frozenset(
 
 @dataclass
 class TrainConfig:
-    """Training run; the defaults are those of the published masked network.
+    """Train a network; the defaults are those of the published masked network.
 
     Args:
         output: folder of the run: training state, exported weights, log and configuration.
@@ -47,26 +49,27 @@ class TrainConfig:
             else no validation.
         validation_size: validation images are cropped to at most this size around the centre.
         patch_size: side of the training patches in pixels.
-        batch_size: patches per step, those of all processes and of all parts together.
-        accumulation: parts that a step is split into, one after the other, where memory is short.
-        precision: "bfloat16" computes in it where torch's autocast does; weights, average and moments stay float32.
-        gradient_clip: the largest norm of the gradients, which are scaled down to it; none: as they are.
+        batch_size: patches per step, over all processes and parts.
+        accumulation: parts of a step, computed one after the other where memory is short.
+        precision: "bfloat16" computes in bfloat16 where torch's autocast does; weights and moments stay float32.
+        gradient_clip: largest norm of the gradients, which are scaled down to it; none: no limit.
         iterations: number of steps.
-        learning_rate: of Adam, at the start.
+        learning_rate: rate of Adam at the start.
         warmup: steps over which the rate rises linearly from zero.
         schedule: "milestones" halves the rate at each milestone, "cosine" lowers it to zero at the last step.
         milestones: steps at which the rate is halved.
-        ema_decay: decay of the exponential moving average of the weights, which is what gets exported.
+        ema_decay: decay of the exponential moving average of the weights; the average is exported.
         sigma: Gaussian noise of the training patches in 8-bit units.
-        seed: of weights, patches, noise, masks and drop path.
+        seed: seed of weights, patches, noise, masks and drop path.
         checkpoint_interval: steps between two checkpoints.
         validation_interval: steps between two validations.
-        threads: of torch on the CPU; none: its own choice.
-        device: "cpu", "cuda", "cuda:1"...; "auto" takes CUDA where there is one.
+        threads: torch's threads on the CPU; none: its own choice.
+        device: "cpu", "cuda", "cuda:1"...; "auto" takes CUDA if there is one.
         backend: kernel backend by name; none: the first that can run.
-        memory: GiB of decoded images to keep in memory (none: half of what is free); more go to a file in `output`.
-        log_interval: steps between two lines of log.jsonl; each validation writes one, too.
-        tensorboard: write these figures for TensorBoard, too, which the extra "tensorboard" installs.
+        memory: GiB of decoded images in memory; more go to a file in `output`; none: half of the free memory.
+        samples: number of validation images written to `samples` at each validation: noisy, denoised, clean.
+        log_interval: steps between two lines of log.jsonl; each validation writes one as well.
+        tensorboard: write the figures of log.jsonl for TensorBoard as well; the extra "tensorboard" installs it.
         resume: continue a run found in the output folder; false refuses a folder that holds one.
     """
 
@@ -96,6 +99,7 @@ class TrainConfig:
     device: str = "auto"
     backend: str | None = None
     memory: float | None = None
+    samples: int = 0
     log_interval: int = 100
     tensorboard: bool = False
     resume: bool = True
@@ -113,6 +117,7 @@ class TrainConfig:
             "iterations": 1,
             "checkpoint_interval": 1,
             "validation_interval": 1,
+            "samples": 0,
             "warmup": 0,
             "seed": 0,
             "sigma": 0,
@@ -134,12 +139,12 @@ class TrainConfig:
             raise ValueError(f"milestones: expected increasing positive steps, got {self.milestones}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings, fit for YAML and for a checkpoint read with `weights_only`."""
+        """Return the fields as lists, numbers and strings, fit for YAML and for a `weights_only` checkpoint."""
         return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
 
 
 def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Fields, "network.x" included, whose change would make the continuation of a run another run."""
+    """Name the fields, such as "network.depths", whose change would make it another run."""
     changes = []
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
@@ -157,32 +162,36 @@ def _may_change(name: str, before: dict[str, Any], after: dict[str, Any]) -> boo
     return name in RESUMABLE_CHANGES or name in ("preset", "initial_weights")
 
 
-def train_parser() -> Parser:
-    """Parser of `train`: `--config FILE` and one flag per field of TrainConfig."""
-    parser = Parser(description=(TrainConfig.__doc__ or "").split("\n")[0], usage="masked-swin train [options]")
-    parser.add_argument("--config", action="config", help="YAML file of any of the fields below; later flags win.")
-    parser.add_class_arguments(TrainConfig)
-    return parser
-
-
-def apply_preset(parser: Parser, preset: str) -> None:
-    """Make `preset` the starting point of the `network` fields; parse again afterwards.
+def train_parser(preset: str = DEFAULT_PRESET) -> Parser:
+    """Return the parser of `train`: `--config FILE` and a flag for each field; `network` starts from `preset`.
 
     Raises:
         ValueError: unknown preset.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: expected one of {', '.join(PRESETS)}")
+    summary = (TrainConfig.__doc__ or "").split("\n")[0]
+    parser = Parser("train", summary, usage="masked-swin train [options]")
+    parser.add_argument("--config", action="config", help="YAML file of any of the fields below; later flags win.")
+    parser.add_class_arguments(TrainConfig)
     parser.set_defaults({f"network.{name}": value for name, value in dataclasses.asdict(PRESETS[preset]).items()})
+    return parser
 
 
-def train_config(parser: Parser, parsed: Namespace) -> TrainConfig:
-    """The dataclass of parsed arguments.
+def parse_config(arguments: Sequence[str]) -> TrainConfig:
+    """Parse the arguments of `train`.
 
     Raises:
-        ValueError: a field outside its range.
+        UsageError: an unknown argument or key, or a value of another type.
+        ValueError: a value outside its range.
     """
-    fields = parser.instantiate(parsed).as_dict()
+    # The preset, from a flag or a file, sets the defaults of the network: it must be known before they are.
+    quiet = [argument for argument in arguments if not argument.startswith("--print_config")]
+    before = train_parser().parse(quiet)
+    if not isinstance(before.network, Namespace):
+        raise UsageError(f"network: expected fields, such as `embed_dim: 60`, got {before.network}")
+    parser = train_parser(before.preset)
+    fields = parser.instantiate(parser.parse(arguments)).as_dict()
     fields.pop("config")
     return TrainConfig(**fields)
 

@@ -1,6 +1,7 @@
-"""The processes of one run: those that torchrun started, or this one alone."""
+"""The processes of one run: all that torchrun started, or this one alone."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """The number of this process; only process 0 writes and prints."""
+    """Return the number of this process; only process 0 writes and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -19,10 +20,10 @@ def world_size() -> int:
 
 
 def device(name: str) -> torch.device:
-    """The device of this process: "auto" takes CUDA where there is one, "cuda" the GPU of its number on the machine.
+    """Return the device of this process: "auto" is CUDA if there is one, "cuda" the GPU with this process's local rank.
 
     Raises:
-        ValueError: not available here.
+        ValueError: the device is not available here.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -38,7 +39,7 @@ def device(name: str) -> torch.device:
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Join the other processes of `torchrun`; without it, nothing. `device` is that of the configuration."""
+    """Join the other processes of `torchrun`, if it started this one. `device` is the configured one."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -46,13 +47,17 @@ def process_group(device: str) -> Iterator[None]:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield
+    except RuntimeError as error:
+        if re.search(r"connection (closed|reset)|broken pipe", str(error), re.IGNORECASE):
+            raise ValueError(f"process {rank()}: another process has ended, whose message says why") from error
+        raise
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """The block runs in process 0, then in the others, which so find what it left; in none if it raises in 0."""
+    """Run the block in process 0 first, so that the others find its files; if it raises there, no other runs it."""
     if world_size() > 1 and rank() > 0:
         dist.barrier()
     yield
@@ -63,8 +68,8 @@ def first_process_first() -> Iterator[None]:
 def average(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its mean over the processes.
 
-    Once a step, for all gradients: simpler than DistributedDataParallel, which would have to be kept from doing it
-    after each part of a step and from copying buffers, and enough for networks of some million weights.
+    Called once a step for all gradients. DistributedDataParallel would reduce after each part of a step and copy
+    buffers; for networks of some million weights one flat reduction is enough.
     """
     if world_size() == 1:
         return
@@ -76,7 +81,7 @@ def average(tensors: Sequence[Tensor]) -> None:
 
 
 def mean(values: Sequence[float], device: torch.device) -> list[float]:
-    """The mean over the processes of each of the numbers."""
+    """Return the mean over the processes of each number."""
     if world_size() == 1:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64, device=device)
@@ -85,7 +90,7 @@ def mean(values: Sequence[float], device: torch.device) -> list[float]:
 
 
 def largest(value: int, device: torch.device) -> int:
-    """The largest over the processes."""
+    """Return the largest value over the processes."""
     if world_size() == 1:
         return value
     found = torch.tensor(value, device=device)

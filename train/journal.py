@@ -1,5 +1,6 @@
-"""Which results of a folder are whole and how they were made, so that an interrupted run goes on where it stopped."""
+"""The journal of a folder of results: which are whole and how they were made, so that an interrupted run goes on."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,46 +9,56 @@ FILE = ".masked-swin.jsonl"
 
 
 class Journal:
-    """Lines of JSON in the folder of the results, appended as files are begun and done; a torn line is ignored.
+    """Lines of JSON in `folder`, one appended when a result is begun and one when it is done; torn lines are ignored.
 
-    Raises:
-        OSError: the folder cannot be written.
+    `settings` determine the results: an entry of other settings does not count. Without a folder nothing is noted.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
         self.folder = folder
         self.settings = settings
         self._last: dict[str, dict[str, Any]] = {}
-        path = folder / FILE
-        with open(path, "a+", encoding="utf-8", errors="replace") as file:
-            file.seek(0)
+        if folder is None:
+            return
+        with contextlib.suppress(OSError), open(folder / FILE, encoding="utf-8", errors="replace") as file:
             for line in file:
-                try:
+                with contextlib.suppress(ValueError, TypeError, KeyError):
                     entry = json.loads(line)
                     self._last[entry["file"]] = entry
-                except (ValueError, TypeError, KeyError):
-                    continue
-            file.write("\n")  # ends a torn line, and shows that the folder can be written
+
+    def open(self) -> None:
+        """Make the folder and the file, ready for entries.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / FILE, "a", encoding="utf-8") as file:
+            file.write("\n")  # ends a torn line
 
     def is_done(self, source: Path, target: Path) -> bool:
-        """Whether `target` is there, whole, and made of this source with these settings."""
+        """Tell whether `target` is there, whole, and made from this source with these settings."""
         entry = self._last.get(self._name(target))
         return (
             entry is not None and target.is_file() and entry == self._entry(source, target, bytes=target.stat().st_size)
         )
 
     def is_begun(self, source: Path, target: Path) -> bool:
-        """Whether a run with these settings was stopped while it made `target`."""
+        """Tell whether a run with these settings was stopped while it made `target`."""
         return self._last.get(self._name(target)) == self._entry(source, target, bytes=None)
 
     def begin(self, source: Path, target: Path) -> None:
+        """Note that `target` is being made."""
         self._append(self._entry(source, target, bytes=None))
 
     def done(self, source: Path, target: Path) -> None:
+        """Note that `target` is whole."""
         self._append(self._entry(source, target, bytes=target.stat().st_size))
 
     def _name(self, target: Path) -> str:
-        return target.relative_to(self.folder).as_posix()
+        return target.name if self.folder is None else target.relative_to(self.folder).as_posix()
 
     def _entry(self, source: Path, target: Path, *, bytes: int | None) -> dict[str, Any]:
         status = source.stat()
@@ -59,6 +70,8 @@ class Journal:
         }
 
     def _append(self, entry: dict[str, Any]) -> None:
+        if self.folder is None:
+            return
         with open(self.folder / FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self._last[entry["file"]] = entry

@@ -1,7 +1,7 @@
-"""The trainer: L1, Adam, an average of the weights, checkpoints that a resumed run continues bit for bit.
+"""The trainer: L1 loss, Adam, averaged weights, and checkpoints from which a run goes on bit for bit.
 
-Nothing random is stored. Patches, noise, masks and stochastic depth of a step are functions of (seed, step), so the
-step, the weights, their average, the optimizer's moments and the best validation are the whole state.
+Patches, noise, masks and drop path of a step are functions of (seed, step), so no random state is stored. The state is
+the step, the weights, their average, the optimizer's moments and the best validation.
 """
 
 import contextlib
@@ -18,24 +18,23 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from masked_swin import MaskedSwinIR, MaskKey, denoise, load_checkpoint
-from masked_swin.train import distributed
+from masked_swin.train import data, distributed
 from masked_swin.train.config import TrainConfig, changed_fields
-from masked_swin.train.data import folders as data
-from masked_swin.train.data.degradations import gaussian
 from masked_swin.train.metrics import psnr
-from masked_swin.train.progress import Progress, RunLog, StepResult
+from masked_swin.train.progress import StepResult, TrainProgress
 from masked_swin.train.run_folder import CONFIG_FILE, STATE_FILE, RunFolder
-from masked_swin.train.sampler import Loader, PatchSampler
+from masked_swin.train.run_log import RunLog
+from masked_swin.train.sampler import VALIDATION_STREAM, Loader, PatchSampler, generator
 from masked_swin.train.signals import stop_requests
 
 Ending = Literal["finished", "out of time", "interrupted", "terminated"]
-# By weight: where the processes of a run have different reasons to end, the last of these holds for all.
+# In rising order: where the processes of a run end for different reasons, the highest one counts for all.
 _REASONS: tuple[Ending, ...] = ("finished", "out of time", "interrupted", "terminated")
 _REASON_OF_SIGNAL = {0: 0, signal.SIGINT: 2, signal.SIGTERM: 3}
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Rate of `step` (0 is the first)."""
+    """Return the learning rate of `step`; the first step is 0."""
     rate = config.learning_rate * min(1.0, (step + 1) / (config.warmup + 1))
     if config.schedule == "cosine":
         return rate * 0.5 * (1 + math.cos(math.pi * step / config.iterations))
@@ -43,11 +42,11 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 class Trainer:
-    """One training run in `config.output`, in this process or in all of those that torchrun started.
+    """One training run in `config.output`, in this process or in all processes that torchrun started.
 
-    `step` counts finished steps, `model` is what is trained, `average` what is validated and exported, `messages` holds
-    what the user should be told of the data and of resuming. The folder is locked from the construction to the end of
-    `run` (or of the object).
+    `step` counts finished steps. `model` is trained; `average`, the moving average of its weights, is validated and
+    exported. `messages` tells the user about the data and about resuming. The folder is locked from the construction to
+    the end of `run`, or of the object.
 
     Raises:
         ValueError: unusable data or initial weights, or an output folder that holds another run or is in use.
@@ -55,10 +54,8 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        if config.network.in_channels != 3:
-            raise ValueError(
-                f"network.in_channels: images are read as RGB, expected 3, got {config.network.in_channels}"
-            )
+        if config.network.in_channels not in (1, 3):
+            raise ValueError(f"network.in_channels: expected 1 (grey) or 3 (RGB), got {config.network.in_channels}")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config
@@ -104,10 +101,11 @@ class Trainer:
         self._resume()
 
     def train_step(self) -> StepResult:
-        """One step; leaves weights, average and optimizer untouched where loss or gradients are not finite.
+        """Train one step.
 
         Raises:
-            FloatingPointError: NaN or infinite, naming the step, the images and the checkpoint that is kept.
+            FloatingPointError: loss or gradients are not finite; weights, average and optimizer are left as they were.
+                The message names the step, the images and the checkpoint that is kept.
         """
         step, config = self.step, self.config
         started = time.perf_counter()
@@ -140,14 +138,14 @@ class Trainer:
         return StepResult(loss_value, -10 * math.log10(max(error, 1e-10)), norm.item(), loading)
 
     def run(self, *, time_limit: float | None = None, description: str = "train") -> Ending:
-        """Train to `config.iterations`, saving as configured and at the end; says how it ended.
+        """Train to `config.iterations`, save as configured and at the end, and return how the run ended.
 
-        SIGINT ("interrupted") and SIGTERM ("terminated") end it after the step under way (a second one ends at once),
-        and so does `time_limit` in seconds ("out of time").
+        SIGINT ("interrupted"), SIGTERM ("terminated") and `time_limit` in seconds ("out of time") end the run after the
+        current step. A second signal ends it at once.
         """
         config = self.config
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
-        progress = Progress(self.step, config.iterations, config.batch_size, description, shown=self.writes)
+        progress = TrainProgress(self.step, config.iterations, config.batch_size, description, shown=self.writes)
         if self.writes:
             self.files.lock()
             self.log.continue_after(self.step)
@@ -167,25 +165,36 @@ class Trainer:
                     if self.step % config.checkpoint_interval == 0 and not last:
                         self.save()
                 self.save()
+        except KeyboardInterrupt:  # the second one
+            progress.say(f"not saved: step {self.step}; {self._kept()}")
+            raise
         finally:
             self.log.close()
             self.files.release()
         return "finished" if self.step == config.iterations else _REASONS[reason]
 
     def validate(self) -> float | None:
-        """Mean PSNR in dB of the average weights on the validation images, training noise; None without images."""
+        """Return the mean PSNR in dB of `average` on the validation images with training noise; None without images.
+
+        The first `config.samples` of them are written.
+        """
         scores = []
         for index, image in enumerate(self.validation):
             clean = data.to_float(image)
-            noisy = gaussian(clean, self.config.sigma, data.generator(self.config.seed, index, data.VALIDATION_STREAM))
+            noisy = data.gaussian(clean, self.config.sigma, generator(self.config.seed, index, VALIDATION_STREAM))
             restored = denoise(self.average, data.to_tensor(noisy).to(self.device), average=1, seed=self.config.seed)
-            scores.append(psnr(data.to_array(restored), clean))
+            result = data.to_array(restored)
+            scores.append(psnr(result, clean))
+            if index < self.config.samples and self.writes:
+                path = self.folder / "samples" / f"{self.step:07}_{index}.png"
+                data.write_side_by_side(path, (noisy, result, clean))
         return sum(scores) / len(scores) if scores else None
 
     def save(self) -> None:
-        """Write the exported weights, then the training state, each atomically; in process 0 only.
+        """Write the exported weights, then the training state, each atomically, in process 0 only.
 
-        Raises OSError, saying which checkpoint is kept, where the disk is full or not to be written.
+        Raises:
+            OSError: they cannot be written; the message names the checkpoint that is kept.
         """
         if self.saved_step == self.step or not self.writes:
             return
@@ -230,27 +239,29 @@ class Trainer:
         self.messages.append(message)
 
     def _load_data(self) -> tuple[data.ImageSet, data.ImageSet]:
-        config = self.config
+        config, channels = self.config, self.config.network.in_channels
         if config.data:
             with distributed.first_process_first():
                 training = data.load_images(
                     config.data,
                     min_size=config.patch_size,
+                    channels=channels,
                     map_folder=self.folder,
                     memory=config.memory if self.writes else math.inf,  # the others map what the first one wrote
                 )
         else:
-            training = data.builtin_images(data.BUILTIN_TRAIN)
+            training = data.builtin_images(data.BUILTIN_TRAIN, channels=channels)
         if config.validation_data:
-            validation = data.load_images(config.validation_data, min_size=16)
+            validation = data.load_images(config.validation_data, min_size=16, channels=channels)
         else:
-            validation = data.builtin_images(() if config.data else data.BUILTIN_HELD_OUT)
+            names = () if config.data else data.BUILTIN_HELD_OUT
+            validation = data.builtin_images(names, channels=channels)
         for images in (training, validation):
             self.messages += images.notes + [f"skipped {reason}" for reason in images.skipped]
-        self.messages.append(f"{len(training.images)} training images, {training.place}")
+        self.messages.append(f"{len(training.images)} training images, {training.storage}")
         return training, validation
 
-    def _report(self, result: StepResult, progress: Progress, validates: bool) -> None:
+    def _report(self, result: StepResult, progress: TrainProgress, validates: bool) -> None:
         figures: dict[str, float | None] = {
             "learning_rate": learning_rate(self.config, self.step - 1),
             "loss": result.loss,
@@ -285,7 +296,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _naming_what_is_kept(self) -> Iterator[None]:
-        """An OSError of the block says more."""
+        """Add the checkpoint that is kept to the message of an OSError in the block."""
         try:
             yield
         except OSError as error:

@@ -1,35 +1,28 @@
 """PSNR and SSIM as the public test code of SwinIR-type networks computes them: on 8-bit rounded images in 0..255.
 
-Images are arrays (H, W) or (H, W, C), either uint8 or floats in [0, 1] (clipped and rounded to 8 bits first). `border`
-pixels are cropped on every side (the public protocol: the scale, 1 for denoising). `luma=True` compares the unrounded Y
-channel of BT.601, the numbers of MATLAB's rgb2ycbcr.
+Images are arrays (H, W) or (H, W, C), uint8 or floats in [0, 1]; floats are clipped and rounded to 8 bits first.
+`border` pixels are cropped on every side (in the public protocol as many as the scale, 1 for denoising). `luma=True`
+compares the unrounded Y channel of BT.601, as MATLAB's rgb2ycbcr computes it.
 """
 
 import numpy as np
+
+from masked_swin.train.data.arrays import to_uint8
 
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _WINDOW = 11
 
 
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """uint8 as it is; floats clipped to [0, 1], scaled and rounded (halves to even)."""
-    if image.dtype == np.uint8:
-        return image
-    if not np.issubdtype(image.dtype, np.floating):
-        raise ValueError(f"image: expected uint8 or floats in [0, 1], got {image.dtype}")
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
-
-
 def psnr(image: np.ndarray, target: np.ndarray, *, border: int = 1, luma: bool = False) -> float:
-    """Peak signal-to-noise ratio in dB over all values; infinite for equal images."""
+    """Return the peak signal-to-noise ratio in dB over all values; infinite for equal images."""
     a, b = _prepare(image, target, border, luma)
     error = float(np.mean((a - b) ** 2))
     return float("inf") if error == 0 else float(20 * np.log10(255 / np.sqrt(error)))
 
 
 def ssim(image: np.ndarray, target: np.ndarray, *, border: int = 1, luma: bool = False) -> float:
-    """Structural similarity, 11x11 Gaussian window of sigma 1.5, valid region only, mean over the channels."""
+    """Return the structural similarity: 11x11 Gaussian window of sigma 1.5, valid region, mean over the channels."""
     a, b = _prepare(image, target, border, luma)
     if min(a.shape[:2]) < _WINDOW:
         raise ValueError(
@@ -60,7 +53,7 @@ def _prepare(image: np.ndarray, target: np.ndarray, border: int, luma: bool) -> 
 
 
 def _blur(image: np.ndarray) -> np.ndarray:
-    """Separable Gaussian window over the first two axes, valid region."""
+    """Apply the separable Gaussian window over the first two axes, valid region."""
     offsets = np.arange(_WINDOW) - _WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * 1.5**2))
     weights /= weights.sum()

@@ -1,4 +1,4 @@
-"""LPIPS (arXiv 1801.03924), where the package `lpips` and its backbone's weights are on this machine."""
+"""LPIPS (arXiv 1801.03924), if the package `lpips` and its backbone's weights are on this machine."""
 
 import warnings
 from collections.abc import Callable
@@ -8,20 +8,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-WEIGHTS = "alexnet-owt-7be5be79.pth"  # torchvision's AlexNet; the package brings the layers on top of it
+WEIGHTS = "alexnet-owt-7be5be79.pth"  # torchvision's AlexNet; the package has the layers on top of it
 
 Distance = Callable[[np.ndarray, np.ndarray], float]
 
 
 class Lpips(NamedTuple):
-    """The distance of two uint8 images (H, W, 3), or the reason why there is none."""
+    """A function for the distance of two uint8 images (H, W, 3), or the reason why there is none."""
 
     distance: Distance | None
     why_not: str | None = None
 
 
 def load_lpips() -> Lpips:
-    """LPIPS with AlexNet, version 0.1, as the public test code uses it; nothing is downloaded."""
+    """Load LPIPS 0.1 with AlexNet, as the public test code uses it; download nothing."""
     try:
         import lpips
     except ModuleNotFoundError as error:
@@ -30,7 +30,7 @@ def load_lpips() -> Lpips:
     if not (folder / WEIGHTS).is_file():
         return Lpips(None, f"no {WEIGHTS} in {folder}; put torchvision's AlexNet weights there")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the package calls torchvision by deprecated arguments
+        warnings.simplefilter("ignore")  # the package gives torchvision deprecated arguments
         network = lpips.LPIPS(net="alex", verbose=False).eval()
 
     @torch.no_grad()

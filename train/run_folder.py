@@ -1,4 +1,4 @@
-"""The files of a run: its lock, and the checkpoints that a killed or interrupted run continues from."""
+"""The folder of a run: its lock, and the checkpoints from which a stopped run goes on."""
 
 import contextlib
 import datetime
@@ -18,7 +18,7 @@ STATE_FILE, PREVIOUS_FILE = "latest.pt", "previous.pt"
 WEIGHTS_FILE, BEST_FILE = "weights.pth", "best.pth"
 CONFIG_FILE, LOCK_FILE = "config.yaml", "run.lock"
 
-# Of the dictionary that Trainer makes; a change of what it holds or means raises it.
+# Version of the state's dictionary that Trainer makes; a change of its content or meaning raises it.
 STATE_FORMAT = 2
 
 
@@ -31,10 +31,10 @@ class RunFolder:
         self._latest_is_good = False
 
     def lock(self) -> None:
-        """Make the folder and keep other runs out of it until `release` or the end of this process, if only by kill -9.
+        """Make the folder and keep other runs out until `release` or the end of this process, even by kill -9.
 
         Raises:
-            ValueError: another run holds it (which one is said), or nothing can be written there.
+            ValueError: another run holds it (the message names that run), or it cannot be written.
         """
         if self._unlock is not None:
             return
@@ -62,16 +62,16 @@ class RunFolder:
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, started {started}\n".encode())
 
     def release(self) -> None:
-        """Let other runs in."""
+        """Unlock the folder for other runs."""
         if self._unlock is not None:
             self._unlock()
             self._unlock = None
 
     def load(self) -> tuple[dict[str, Any], str] | None:
-        """The newest training state that is whole, and a line for the user; None where there is no run.
+        """Return the newest training state that is whole, and a line for the user; None if there is no run.
 
         Raises:
-            ValueError: states are there, but none can be read, or the newest is of another version or program.
+            ValueError: no state can be read, or the newest is of another version or program.
         """
         failures = []
         for path in (self.path / STATE_FILE, self.path / PREVIOUS_FILE):
@@ -92,7 +92,8 @@ class RunFolder:
     def save(self, state: dict[str, Any], average: MaskedSwinIR) -> None:
         """Write the exported weights and the state, each atomically; the latest state becomes the previous one.
 
-        Raises OSError where that fails; the states that were there are left as they were.
+        Raises:
+            OSError: that failed; the earlier states are left as they were.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path / CONFIG_FILE) as file:
@@ -103,7 +104,7 @@ class RunFolder:
         self._latest_is_good = True
 
     def forget(self) -> None:
-        """Remove the states: the next run in this folder starts anew."""
+        """Remove the states, so that the next run in this folder starts anew."""
         for name in (STATE_FILE, PREVIOUS_FILE):
             (self.path / name).unlink(missing_ok=True)
 
@@ -111,10 +112,10 @@ class RunFolder:
         save_checkpoint(average, self.path / BEST_FILE)
 
     def _keep_latest(self) -> None:
-        """Make the latest state the previous one; at no moment is there none."""
+        """Make the latest state the previous one; at every moment there is one."""
         latest, previous, link = self.path / STATE_FILE, self.path / PREVIOUS_FILE, self.path / ".previous.tmp"
         if not self._latest_is_good or not latest.exists():
-            return  # a damaged one must not take the place of a good one
+            return  # a damaged state must not replace a good one
         try:
             link.unlink(missing_ok=True)
             os.link(latest, link)

@@ -1,8 +1,7 @@
 """Training batches as a pure function of (seed, step), drawn ahead of the step that needs them.
 
-Every training sample has a global id, step * batch_size + its place in the batch, and is drawn from a counter-based
-generator keyed (seed, id): resuming needs the step only, and neither batching nor splitting a batch over processes
-changes a sample.
+Every training sample has a global id, step * batch_size + its index in the batch. A counter-based generator keyed
+(seed, id) draws it: resuming needs the step alone, and a sample stays the same however many processes share a batch.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masked_swin.train.data.folders import TRAINING_STREAM, generator, to_float
+from masked_swin.train.data import to_float
+
+TRAINING_STREAM, VALIDATION_STREAM = 0, 1
+
+
+def generator(seed: int, index: int, stream: int) -> np.random.Generator:
+    """Return the Philox generator of sample `index` (0 .. 2**64 - 1); streams never overlap."""
+    return np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, 0, stream]))
 
 
 class Batch(NamedTuple):
@@ -22,7 +28,7 @@ class Batch(NamedTuple):
 
 
 class PatchSampler:
-    """Random crops of uint8 or uint16 images (H, W, C), one of 8 flips and rotations each."""
+    """Draws random crops of uint8 or uint16 images (H, W, C), each flipped and rotated in one of 8 ways."""
 
     def __init__(self, images: Sequence[np.ndarray], *, patch_size: int, seed: int) -> None:
         small = [index for index, image in enumerate(images) if min(image.shape[:2]) < patch_size]
@@ -36,12 +42,12 @@ class PatchSampler:
         self.seed = seed
 
     def batch(self, samples: Sequence[int]) -> Batch:
-        """The samples of these ids, always the same for the same seed, images and patch size."""
+        """Return the samples of these ids; seed, images and patch size determine them."""
         patches = torch.from_numpy(np.stack([self._patch(index) for index in samples]))
         return Batch(patches, torch.tensor(samples, dtype=torch.int64))
 
     def image_of(self, index: int) -> int:
-        """The place in `images` of the image that sample `index` is cropped from."""
+        """Return the index in `images` of the image that sample `index` is cropped from."""
         return int(generator(self.seed, index, TRAINING_STREAM).integers(len(self.images)))
 
     def _patch(self, index: int) -> np.ndarray:
@@ -57,13 +63,14 @@ class PatchSampler:
 
 
 class Loader:
-    """The batches of consecutive steps, the next ones made by a thread while a step computes.
+    """Makes the batches of consecutive steps; a thread makes the next ones while a step computes.
 
     Args:
-        sampler: where samples come from.
-        batch_size: samples of a whole step.
-        shares: number of processes; this one has the samples of share `share` of every part.
+        sampler: draws the samples.
+        batch_size: samples of a whole step, in all processes.
         parts: batches that a step is split into (gradient accumulation).
+        share: index of this process; it gets share number `share` of every part.
+        shares: number of processes.
     """
 
     ahead = 2
@@ -82,7 +89,7 @@ class Loader:
         self._coming: dict[int, Future[list[Batch]]] = {}
 
     def batches(self, step: int) -> list[Batch]:
-        """What this process trains on in `step`: one batch for each part."""
+        """Return the batches of this process in `step`, one for each part."""
         self._coming = {
             number: self._coming.get(number) or self._thread.submit(self._make, number)
             for number in range(step, step + self.ahead + 1)
@@ -90,7 +97,7 @@ class Loader:
         return self._coming.pop(step).result()
 
     def images_of(self, step: int) -> list[int]:
-        """The places of the images that the batch of `step` is cropped from, all processes together."""
+        """Return the indices of the images that the batch of `step` is cropped from, in all processes."""
         first = step * self.batch_size
         return sorted({self.sampler.image_of(index) for index in range(first, first + self.batch_size)})
 

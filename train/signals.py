@@ -1,4 +1,4 @@
-"""Leaving on SIGINT and SIGTERM at a good moment."""
+"""Leaving on SIGINT and SIGTERM after the current step."""
 
 import signal
 import threading
@@ -8,17 +8,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], int]]:
-    """Yield a function that returns the number of the signal that arrived, SIGINT or SIGTERM, or 0.
+    """Yield a function that returns the number of the signal that arrived, SIGINT or SIGTERM, else 0.
 
-    The first signal restores the former handlers, so that a second one acts at once. Outside the main thread signals
-    keep their handlers.
+    The first signal restores the earlier handlers, so that a second one acts at once. Outside the main thread nothing
+    is changed.
     """
     requested: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    former = {number: signal.getsignal(number) for number in signals}
+    earlier = {number: signal.getsignal(number) for number in signals}
 
     def restore() -> None:
-        for number, handler in former.items():
+        for number, handler in earlier.items():
             signal.signal(number, handler)
 
     def request(number: int, frame: object) -> None:

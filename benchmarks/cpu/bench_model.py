@@ -11,6 +11,7 @@ import torch
 from benchmarks.cpu import work
 from benchmarks.cpu.networks import BATCH, SIZE, WIDE, our_forward, public_forward, public_network, training_step
 from masked_swin import PRESETS, MaskedSwinIR
+from masked_swin.kernels import CPU_LIBRARY
 
 STEPS = {
     "published, 75% masked": PRESETS["published"],
@@ -18,6 +19,7 @@ STEPS = {
     "SwinIR-M (C=180), masks off": WIDE,
 }
 MEMORY_PAIRS = 3
+ROOT = Path(__file__).parents[2]
 
 
 def compare_steps(report, name, config, bar, *, dtype=torch.float32, compiled=False):
@@ -53,12 +55,22 @@ def test_training_step_bf16(report, name, bar):
     compare_steps(report, f"training step, {name}, bf16 / eager fp32", STEPS[name], bar, dtype=torch.bfloat16)
 
 
+def test_training_step_bf16_against_fp32(report):
+    """The baseline is our own step in fp32. Without bfloat16 products autocast must cost next to nothing."""
+    config, bar = PRESETS["published"], 1.25 if CPU_LIBRARY.instruction_set == "avx512_bf16" else 0.95
+    torch.manual_seed(0)
+    exact, narrow = (training_step(*our_forward(config, dtype)) for dtype in (torch.float32, torch.bfloat16))
+    forward, backward = work.network(config, BATCH * SIZE[0] * SIZE[1])
+    options = {"bar": bar, "pairs": 7, "work": forward + backward, "dtype": torch.bfloat16}
+    report.times("training step, bf16 / our fp32", exact, narrow, **options)
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of the memory is read from Linux")
 def test_peak_memory(report):
-    script = Path(__file__).parent / "peak_memory.py"
+    script = [sys.executable, "-m", "benchmarks.cpu.peak_memory"]
 
     def megabytes(which):
-        output = subprocess.run([sys.executable, script, which], check=True, stdout=subprocess.PIPE).stdout
+        output = subprocess.run([*script, which], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
         return json.loads(output) / 1e6
 
     pairs = [(megabytes("eager"), megabytes("ours")) for _ in range(MEMORY_PAIRS)]

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.cpu import work
-from benchmarks.cpu.baseline import PublicBlock, block_weights, windowed_keep
 from masked_swin.kernels import VisibleTokens, Windows, swin_block
+from tests.support.block_cases import block_weights
+from tests.support.public_network import PublicBlock, windowed_keep
 
 WINDOW, HEADS, MLP_RATIO = 8, 6, 2.0
 

@@ -1,5 +1,6 @@
-"""Rows: each compares ours with a baseline by pairs of runs in turn, prints itself, and goes to results/cpu.json.
+"""Rows: each compares ours with a baseline by pairs of runs in turn.
 
+A row is printed and written to benchmarks/results/cpu.json as soon as it is measured.
 A ratio above 1 means that ours is better; the bar is what it should reach.
 """
 
@@ -17,15 +18,19 @@ from benchmarks.cpu.measuring import OtherWork, commit, interleaved, machine, ra
 from benchmarks.cpu.work import Work
 
 ROWS: list[dict[str, object]] = []
-RESULTS = Path(__file__).parent / "results" / "cpu.json"
+RESULTS = Path(__file__).parents[1] / "results" / "cpu.json"
 TIMEOUT = 1800  # seconds for a row: torch.compile takes minutes
 BUSY = 0.1  # cores
+HEAD = "{:66} {:>20}  {:>4} {:>9} {:>9} {:>7}".format(
+    "baseline / ours, median of pairs [quartiles]", "ratio", "bar", "baseline", "ours", "floor"
+)
 
 
 class Report:
-    """Records the rows of one test."""
+    """Records the rows of one test and prints them through `show`."""
 
-    def __init__(self) -> None:
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self.show = show
         self.load, self.others = os.getloadavg()[0], OtherWork()
 
     def times(
@@ -60,13 +65,25 @@ class Report:
         row: dict[str, object] = {"name": name, "bar": bar, "unit": unit, **ratio(pairs), "pairs": len(pairs), **more}
         row |= {"load_before": self.load, "cores_used_by_others": self.others.cores()}
         row |= {"machine": machine(), "commit": commit(), "measured": time.strftime("%Y-%m-%d %H:%M")}
+        if not ROWS:
+            self.show(HEAD)
         ROWS.append(row)
+        self.show(line(row))
+        record(row)
         return ratio(pairs)["ratio"]
 
 
 @pytest.fixture
-def report() -> Report:
-    return Report()
+def report(pytestconfig: pytest.Config) -> Report:
+    plugins = pytestconfig.pluginmanager
+    terminal, capture = plugins.getplugin("terminalreporter"), plugins.getplugin("capturemanager")
+
+    def show(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            terminal.ensure_newline()
+            terminal.write_line(text, flush=True)
+
+    return Report(show)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,25 +92,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not ROWS:
-        return
-    write = terminalreporter.write_line
-    write("")
-    head = ("baseline / ours, median of pairs [quartiles]", "ratio", "bar", "baseline", "ours", "floor")
-    write("{:66} {:>20}  {:>4} {:>9} {:>9} {:>7}".format(*head))
-    for row in ROWS:
-        write(line(row))
-    write(f"{machine()}, commit {commit()}")
+    if ROWS:
+        terminalreporter.write_line(f"{machine()}, commit {commit()}")
+
+
+def record(row: dict[str, object]) -> None:
+    """Add a row to the file of results; it replaces the row of that name."""
     RESULTS.parent.mkdir(exist_ok=True)
-    measured = {row["name"] for row in ROWS}
     earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    kept = [row for row in earlier if row["name"] not in measured]  # where only some rows were asked for
-    RESULTS.write_text(json.dumps(kept + ROWS, indent=1) + "\n")
+    rows = [*(old for old in earlier if old["name"] != row["name"]), row]
+    new = RESULTS.with_suffix(".new")
+    new.write_text(json.dumps(rows, indent=1) + "\n")
+    new.replace(RESULTS)  # a run that is stopped leaves a whole file
 
 
 def line(row: dict[str, object]) -> str:
     spread = f"{row['ratio']:.2f} [{row['ratio_q1']:.2f}, {row['ratio_q3']:.2f}]"
-    bar = "" if row["bar"] is None else f"{row['bar']:.1f}"
+    bar = "" if row["bar"] is None else f"{row['bar']:g}"
     share = f"{row['floor_share']:4.0%}" if row.get("floor_share") else "    "
     missed = row["bar"] is not None and row["ratio"] < row["bar"]
     others = row["cores_used_by_others"] or 0.0

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cpu.baseline import PublicNetwork, windowed_keep
 from masked_swin import MaskedSwinIR, ModelConfig
+from tests.support.public_network import PublicNetwork, windowed_keep
 
 SIZE, BATCH = (64, 64), 4
 WIDE = ModelConfig(  # SwinIR-M

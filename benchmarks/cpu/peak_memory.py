@@ -1,6 +1,6 @@
 """Memory that training steps need beyond what is there before the first, in a process of their own.
 
-python peak_memory.py eager|ours: prints bytes. Needs Linux.
+python -m benchmarks.cpu.peak_memory eager|ours: prints bytes. Needs Linux.
 """
 
 import json

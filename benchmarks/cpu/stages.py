@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.cpu.baseline import PublicBlock
 from benchmarks.cpu.networks import BATCH, SIZE, public_forward, training_step
 from masked_swin import PRESETS
 from masked_swin.layers import SwinLayer
 from masked_swin.train.config import TrainConfig
 from masked_swin.train.loop import Trainer
+from tests.support.public_network import PublicBlock
 
 STAGES = ("blocks", "convolutions", "optimiser", "EMA", "loss", "loader", "rest")
 MODULES = {SwinLayer: "blocks", PublicBlock: "blocks", nn.Conv2d: "convolutions", nn.LeakyReLU: "convolutions"}

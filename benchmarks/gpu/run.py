@@ -1,7 +1,7 @@
 """The benchmarks that need an NVIDIA or AMD device: `make bench-gpu`.
 
-    python benchmarks/gpu.py                 # all
-    python benchmarks/gpu.py "mlp, C=60"     # those whose names contain it
+    python -m benchmarks.gpu.run                 # all
+    python -m benchmarks.gpu.run "mlp, C=60"     # those whose names contain it
 
 Nothing is timed before its output and gradients are found to be the baseline's. Times are medians, with quartiles, of
 rounds in which all ways run in turn; the ratio is eager / way, round by round; memory is the peak above what was there.

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cpu.baseline import PublicBlock, block_weights, windowed_keep
 from benchmarks.gpu.measuring import Comparison, Way
 from masked_swin.kernels import VisibleTokens, Windows, swin_block
+from tests.support.block_cases import block_weights
+from tests.support.public_network import PublicBlock, windowed_keep
 
 WINDOW, SHIFT, HEADS, MLP_RATIO = (8, 8), (4, 4), 6, 2.0
 

@@ -1,6 +1,6 @@
 """The figures of docs/performance.md: how the cost of a block grows, and where the time of a training step goes.
 
-    python benchmarks/plot_cost.py [--quick] [--redraw]
+    python -m benchmarks.tools.plot_cost [--quick] [--redraw]
 
 Measures for some minutes into results/cost.json, and draws docs/cost.svg and docs/stages.svg from it. --quick measures
 too little to be shown to anyone, --redraw nothing at all.

@@ -11,7 +11,7 @@ from benchmarks.tools.triton_resources import Compiled, Counted
 from masked_swin.kernels import VisibleTokens, Windows, token_mask
 from masked_swin.kernels.triton import linear
 from masked_swin.kernels.triton.window_attention import padded_head_dim
-from tests.kernels.cpu.test_swin_block import run
+from tests.support.block_cases import run
 from tests.support.public_network import PublicBlock, windowed_keep
 from tests.support.triton_on_ptxsim import Launch, on_ptxsim
 

@@ -1,154 +1,56 @@
-// A 3x3 convolution of images with adjacent channels, a row of pixels at a time.
-//
-// In a row, what three neighbours hold is contiguous, 3 * stride floats: so a row of the output is the sum of three
-// products, one for each input row, whose operand is the row itself, read at every pixel. ImageRows are copied to where
-// a zero pixel lies on either side, and channels padded with zeros to `stride`.
-#include "kernels.h"
-#include "product.h"
-#include "scratch.h"
+// The operator convolution on the CPU.
+#include "tensors.h"
+#include "torch_threads.h"
 
 namespace masked_swin {
-namespace MASKED_SWIN_ISA {
 namespace {
 
-typedef Convolution Problem;
+struct Call {
+  Tensor x, weight, bias;
+  Convolution a{};
 
-constexpr int TAPS = 3;
-int stride_of(int channels) { return (channels + 3) / 4 * 4; }
-
-// Weights as the right operand: [tap down][tap across * stride(from) + channel][round_up(to)]
-size_t packed_size(int from, int to) { return (size_t)TAPS * TAPS * stride_of(from) * round_up(to); }
-
-// The three rows around the present one, of images with `channels`.
-struct ImageRows {
-  const Problem& a;
-  const float* image;
-  const int channels, stride;
-  int64_t held[TAPS] = {-1, -1, -1};  // the row in each slot; OUTSIDE: zeros
-  float* slots;
-  static constexpr int64_t OUTSIDE = -2;
-
-  ImageRows(const Problem& problem, const float* first, int channels_)
-      : a(problem), image(first), channels(channels_), stride(stride_of(channels_)) {}
-
-  size_t pitch() const { return (size_t)(a.width + 2) * stride; }
-  void lay_out(Scratch& s) { s.take(TAPS * pitch() + LANES, slots); }  // vectors are read past the last channel
-
-  // The row `down` - 1 below `row`, from the pixel left of the image on.
-  const float* at(int64_t row, int down) {
-    const int64_t y = row % a.height + down - 1;
-    const bool inside = y >= 0 && y < a.height;
-    const int64_t wanted = inside ? row + down - 1 : OUTSIDE;
-    const int slot = (row + down) % TAPS;
-    float* to = slots + pitch() * slot;
-    if (held[slot] != wanted) {
-      held[slot] = wanted;
-      memset(to, 0, sizeof(float) * pitch());
-      for (int p = 0; inside && p < a.width; p++)
-        memcpy(to + (size_t)(p + 1) * stride, image + (wanted * a.width + p) * channels, sizeof(float) * channels);
-    }
-    return to;
+  Call(const Tensor& x_, const Tensor& weight_, const Tensor& bias_)
+      : x(contiguous(x_, "x")), weight(contiguous(weight_, "weight")), bias(contiguous(bias_, "bias")) {
+    STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(1) == x.size(3) && weight.size(2) == 3 &&
+                        weight.size(3) == 3 && bias.dim() == 1 && bias.size(0) == weight.size(0),
+                    "masked_swin: convolution needs x (B, H, W, I), weight (O, I, 3, 3) and bias (O)");
+    a.batch = x.size(0);
+    a.height = static_cast<int>(x.size(1));
+    a.width = static_cast<int>(x.size(2));
+    a.in = static_cast<int>(x.size(3));
+    a.out = static_cast<int>(weight.size(0));
+    a.x = data(x);
+    a.weight = data(weight);
+    a.bias = data(bias);
   }
 };
 
-// A row of the output: `sums` gets it padded, `to` without padding.
-void convolve(ImageRows& from, int64_t row, int to_channels, const float* packed, const float* bias, float* sums,
-              float* to) {
-  const int depth = TAPS * from.stride, wide = round_up(to_channels), width = from.a.width;
-  for (int down = 0; down < TAPS; down++) {
-    product<Fp32>(width, wide, depth, {from.at(row, down), from.stride, 1}, packed + (size_t)down * depth * wide, wide,
-                  [=](int p, int n, Vec v) INLINE_LAMBDA {
-                    float* sum = sums + (size_t)p * wide + n;
-                    store(sum, (down ? load(sum) : load(bias + n)) + v);
-                  });
-  }
-  for (int p = 0; p < width; p++)
-    memcpy(to + (row * width + p) * to_channels, sums + (size_t)p * wide, sizeof(float) * to_channels);
+Tensor convolution(Tensor x, Tensor weight, Tensor bias) {
+  Call call(x, weight, bias);
+  Tensor y = empty(call.x, {call.a.batch, call.a.height, call.a.width, call.a.out});
+  call.a.y = data(y);
+  run_forward(call.a, kernels().convolution, call.a.rows());
+  return y;
 }
 
-// The backward convolves the gradient, from the output's channels to the input's, with weights turned by half a turn.
-struct Prepared {
-  const int from, to;
-  float *bias, *packed;
-  const size_t size;
-  Prepared(const Problem& a, const float* memory)
-      : from(a.grad_y ? a.out : a.in),
-        to(a.grad_y ? a.in : a.out),
-        bias(const_cast<float*>(memory)),
-        packed(bias + round_up(to)),
-        size(round_up(to) + packed_size(from, to)) {}
-};
-
-size_t prepared_size(const Problem& a) { return Prepared(a, nullptr).size; }
-// Of the weights, packed as in the forward, then of the bias.
-size_t sums_size(const Problem& a) { return packed_size(a.in, a.out) + round_up(a.out); }
-int jobs(const Problem&) { return 1; }
-
-void prepare(const Problem& a, float* memory, int) {
-  const Prepared p(a, memory);
-  memset(p.bias, 0, sizeof(float) * p.size);
-  if (!a.grad_y) memcpy(p.bias, a.bias, sizeof(float) * a.out);
-  for (int k = 0; k < p.from; k++)
-    for (int n = 0; n < p.to; n++)
-      for (int tap = 0; tap < TAPS * TAPS; tap++) {
-        const int in = a.grad_y ? n : k, out = a.grad_y ? k : n, at = a.grad_y ? TAPS * TAPS - 1 - tap : tap;
-        p.packed[((size_t)tap * stride_of(p.from) + k) * round_up(p.to) + n] =
-            a.weight[((size_t)out * a.in + in) * TAPS * TAPS + at];
-      }
-}
-
-bool forward(const Problem& a, const float* prepared, int64_t first, int64_t last) {
-  const Prepared p(a, prepared);
-  ImageRows x(a, a.x, a.in);
-  float* sums;
-  Scratch scratch([&](Scratch& s) {
-    x.lay_out(s);
-    s.take((size_t)a.width * round_up(a.out), sums);
-  });
-  if (!scratch.ok()) return false;
-  for (int64_t row = first; row < last; row++) convolve(x, row, a.out, p.packed, p.bias, sums, a.y);
-  return true;
-}
-
-bool backward(const Problem& a, const float* prepared, float* total, int64_t first, int64_t last) {
-  const Prepared p(a, prepared);
-  ImageRows x(a, a.x, a.in), g(a, a.grad_y, a.out);
-  const int wide = round_up(a.out), height = TAPS * x.stride;
-  float *sums, *const d_bias = total + packed_size(a.in, a.out);
-  Scratch scratch([&](Scratch& s) {
-    x.lay_out(s);
-    g.lay_out(s);
-    s.take((size_t)a.width * round_up(a.in), sums);
-  });
-  if (!scratch.ok()) return false;
-  for (int64_t row = first; row < last; row++) {
-    convolve(g, row, a.in, p.packed, p.bias, sums, a.grad_x);
-    const float* const d_out = g.at(row, 1) + g.stride;
-    for (int down = 0; down < TAPS; down++)
-      token_sum<Fp32>(height, wide, a.width, {x.at(row, down), 1, x.stride}, d_out, g.stride, 1.0f, true,
-                      total + (size_t)down * height * wide, wide);
-    for (int n = 0; n < wide; n += LANES) {
-      Vec sum = {};
-      for (int i = 0; i < a.width; i++) sum += load(d_out + (size_t)i * g.stride + n);
-      store(d_bias + n, load(d_bias + n) + sum);
-    }
-  }
-  return true;
-}
-
-void finish(const Problem& a, const float*, float* total, int) {
-  for (int out = 0; out < a.out; out++)
-    for (int in = 0; in < a.in; in++)
-      for (int tap = 0; tap < TAPS * TAPS; tap++)
-        a.grad_weight[((size_t)out * a.in + in) * TAPS * TAPS + tap] =
-            total[((size_t)tap * stride_of(a.in) + in) * round_up(a.out) + out];
-  memcpy(a.grad_bias, total + packed_size(a.in, a.out), sizeof(float) * a.out);
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor bias) {
+  Call call(x, weight, bias);
+  const Tensor d_y = contiguous(grad_y, "grad_y");
+  STD_TORCH_CHECK(d_y.numel() == call.a.rows() * call.a.width * call.a.out,
+                  "masked_swin: grad_y does not fit x and weight");
+  Tensor d_x = contiguous_like(call.x), d_weight = contiguous_like(call.weight), d_bias = contiguous_like(call.bias);
+  call.a.grad_y = data(d_y);
+  call.a.grad_x = data(d_x);
+  call.a.grad_weight = data(d_weight);
+  call.a.grad_bias = data(d_bias);
+  run_backward(call.a, kernels().convolution, call.a.rows());
+  return {d_x, d_weight, d_bias};
 }
 
 }  // namespace
-
-extern const Steps<Convolution> convolution_steps = {prepared_size, sums_size, jobs,     jobs,
-                                                     prepare,       forward,   backward, finish};
-
-}  // namespace MASKED_SWIN_ISA
 }  // namespace masked_swin
+
+STABLE_TORCH_LIBRARY_IMPL(masked_swin, CPU, m) {
+  m.impl("convolution_cpu", TORCH_BOX(&masked_swin::convolution));
+  m.impl("convolution_cpu_backward", TORCH_BOX(&masked_swin::convolution_backward));
+}

@@ -1,266 +1,117 @@
-// The Swin block's backward, which computes a window's forward again from x, and the steps of both. See
-// swin_block_forward.h for the layouts.
-#include "swin_block_forward.h"
+// The operator swin_block on the CPU.
+#include "mask_patterns.h"
+#include "tensors.h"
+#include "torch_threads.h"
 
 namespace masked_swin {
-namespace MASKED_SWIN_ISA {
 namespace {
 
-template <class Sizes, class A>
-struct Backward : Forward<Sizes, A> {
-  typedef Forward<Sizes, A> Base;
-  using Base::a, Base::p, Base::scale, Base::offset, Base::order, Base::rank, Base::visible_count, Base::kind,
-      Base::tile, Base::compact, Base::query_rows, Base::attention_factor, Base::mlp_factor, Base::pointers,
-      Base::targets;
-  using Base::cm, Base::tm, Base::kv, Base::tile_size, Base::hidden;
-  using Base::columns_of, Base::each_lane_block, Base::load_cm, Base::part, Base::prefetch_next, Base::prefetch_out,
-      Base::queries, Base::tile_of;
-  using Base::x_cm, Base::normed_cm, Base::attended_cm, Base::hidden_cm, Base::normed_tm, Base::q_tm, Base::kv_tm,
-      Base::raw, Base::inverse, Base::shared, Base::weight, Base::rstd1, Base::rstd2, Base::words;
-  using Sizes::C, Sizes::M, Sizes::N, Sizes::places, Sizes::D, Sizes::heads, Sizes::lanes, Sizes::padded,
-      Sizes::kv_stride;
-  float *dy_cm, *slope_cm, *dx_cm, *dq_cm, *d_attended_cm, *dy_tm, *dx_tm, *d_attended_tm, *normed2_tm, *q_places,
-      *dq_tm, *dkv_tm, *d_score, *d_normed_tm;
+struct Call {
+  Tensor x;
+  std::vector<Tensor> weights;
+  MaybeTensor mask_token, keep, drop_path_scale;
+  std::optional<MaskPatterns> patterns;
+  SwinBlock a{};
 
-  using Base::Base;
-
-  void lay_out(Scratch& s) {
-    Base::lay_out(s);
-    s.take(cm, dy_cm, dx_cm);
-    s.take(hidden, slope_cm);
-    s.take(tm, dy_tm, normed2_tm, d_normed_tm);
-    s.take(kv, dkv_tm);
-    s.take(tile_size, d_score);
-    // Buffers that are never needed together share memory: the working set has to stay in the second-level cache.
-    d_attended_cm = dy_cm;
-    d_attended_tm = dy_tm;
-    dx_tm = normed2_tm;
-    dq_cm = x_cm;
-    q_places = hidden_cm;
-    dq_tm = slope_cm;
-  }
-
-  // sums[row][column] += factor * sum over tokens of y_cm[row][token] x_tm[token][column]
-  INLINE void weight_gradient(int rows, const float* y_cm, const float* x_tm, float* sums, float factor = 1.0f) {
-    const Operand y = columns_of(by_columns<A>(y_cm, rows, lanes, lanes, words[0]), 0, lanes);
-    token_sum<A>(rows, padded, N, y, by_rows<A>(x_tm, N, padded, padded, words[1]), padded, factor, true, sums, padded);
-  }
-
-  // to[c] += factor * sum of `count` rows
-  static void add_rows(const float* rows, int stride, int count, int columns, float factor, float* to) {
-    for (int c = 0; c < columns; c += LANES) {
-      Vec total = {};
-      for (int r = 0; r < count; r++) total += load(rows + (size_t)r * stride + c);
-      store(to + c, load(to + c) + total * factor);
+  Call(const Tensor& x_, const std::vector<Tensor>& weights_, const MaybeTensor& mask_token_, const MaybeTensor& keep_,
+       const MaybeTensor& drop_path_scale_, int64_t window_height, int64_t window_width, int64_t shift_height,
+       int64_t shift_width, int64_t mode, ScalarType dtype)
+      : x(contiguous(x_, "x")),
+        mask_token(contiguous(mask_token_, "mask_token")),
+        keep(contiguous(keep_, "keep", ScalarType::Bool)),
+        drop_path_scale(contiguous(drop_path_scale_, "drop_path_scale")) {
+    STD_TORCH_CHECK(x.dim() == 4 && weights_.size() == BlockWeights<Tensor>::COUNT,
+                    "masked_swin: swin_block needs x (B, H, W, C) and 13 weights");
+    for (const Tensor& weight : weights_) weights.push_back(contiguous(weight, "a weight"));
+    const auto w = BlockWeights<Tensor>::make([&](int i) { return weights[i]; });
+    STD_TORCH_CHECK(w.position_bias_table.dim() == 2, "masked_swin: swin_block needs a bias table (entries, heads)");
+    a.batch = x.size(0);
+    a.height = static_cast<int>(x.size(1));
+    a.width = static_cast<int>(x.size(2));
+    a.channels = static_cast<int>(x.size(3));
+    a.hidden = static_cast<int>(w.fc1_bias.numel());
+    a.window_height = static_cast<int>(window_height);
+    a.window_width = static_cast<int>(window_width);
+    a.shift_height = static_cast<int>(shift_height);
+    a.shift_width = static_cast<int>(shift_width);
+    a.mode = static_cast<MaskMode>(mode);
+    a.bias.heads = static_cast<int>(w.position_bias_table.size(1));
+    a.bias.queries = a.bias.keys = a.tokens();
+    a.bias.bias = data(w.position_bias_table);
+    a.bias.table_height = a.window_height;
+    a.bias.table_width = a.window_width;
+    a.bias.shared_key = keep && a.mode < MaskMode::drop;
+    a.bias.penalty = keep && !a.bias.shared_key ? EXCLUDED : SHIFT_PENALTY;
+    a.bias.pattern_count = 1;
+    a.head_dim = a.channels / std::max(a.bias.heads, 1);
+    a.bf16 = dtype == ScalarType::BFloat16 && a.channels % 2 == 0 && a.hidden % 2 == 0 && a.head_dim % 2 == 0;
+    a.weights = BlockWeights<const float*>::make([&](int i) { return data(weights[i]); });
+    a.mask_token = data(mask_token);
+    a.keep = data<bool>(keep);
+    a.drop_path_scale = data(drop_path_scale);
+    a.x = data(x);
+    check(w);
+    if (a.shift_height || a.shift_width) {
+      patterns.emplace(a);
+      patterns->describe(a.bias);
     }
   }
 
-  INLINE void to_places(const float* cm, float* tm) {
-    for (int t = 0; t < N; t++) targets[t] = tm + (size_t)t * padded;
-    scatter_transposed(cm, lanes, N, C, targets);
-  }
-
-  __attribute__((noinline)) void mlp_backward(const Sums& s) {
-    const Gelu gelu(p.gelu);
-    float *const values = hidden_cm, *const slopes = slope_cm, *const dx = dx_cm;
-    const float *const b1 = p.b1, factor = mlp_factor;
-    packed_product<A>(M, C, p.w1, by_rows<A>(normed_cm, C, lanes, lanes, words[0]), lanes,
-                      [=, this](int m, int l, Vec v)
-                          INLINE_LAMBDA { store(values + (size_t)m * lanes + l, v + b1[m]); });
-    for (int i = 0; i < M * lanes; i += LANES) {  // not in the product: its accumulators leave too few registers
-      Vec value, slope;
-      gelu.both(load(values + i), value, slope);
-      store(values + i, value);
-      store(slopes + i, slope);
-    }
-    packed_product<A>(M, C, p.w2_back, by_rows<A>(dy_cm, C, lanes, lanes, words[0]), lanes,
-                      [=, this](int m, int l, Vec v) INLINE_LAMBDA {
-                        float* u = slopes + (size_t)m * lanes + l;
-                        store(u, v * load(u) * factor);
-                      });
-    weight_gradient(M, hidden_cm, dy_tm, s.fc2, mlp_factor);
-    add_rows(dy_tm, padded, N, padded, mlp_factor, s.b_fc2);
-    packed_product<A>(C, M, p.w1_back, by_rows<A>(slope_cm, M, lanes, lanes, words[0]), lanes,
-                      [=, this](int c, int l, Vec v) INLINE_LAMBDA { store(dx + (size_t)c * lanes + l, v); });
-    to_places(normed_cm, normed2_tm);
-    for (int t = 0; t < N; t++) normed2_tm[(size_t)t * padded + C] = 1.0f;
-    weight_gradient(M, slope_cm, normed2_tm, s.fc1);
-    each_lane_block([this](auto vectors, int l) INLINE_LAMBDA {  // LayerNorm, then the residual
-      constexpr int NV = decltype(vectors)::count;
-      Vec mean[NV] = {}, dot[NV] = {}, rstd[NV];
-      for (int c = 0; c < C; c++)
-        for (int v = 0; v < NV; v++) {
-          const size_t at = (size_t)c * lanes + l + v * LANES;
-          mean[v] += load(dx_cm + at);
-          dot[v] += load(dx_cm + at) * load(normed_cm + at);
-        }
-      for (int v = 0; v < NV; v++) {
-        rstd[v] = load(rstd2 + l + v * LANES);
-        mean[v] *= 1.0f / C;
-        dot[v] *= 1.0f / C;
-      }
-      for (int c = 0; c < C; c++)
-        for (int v = 0; v < NV; v++) {
-          const size_t at = (size_t)c * lanes + l + v * LANES;
-          store(dx_cm + at, load(dy_cm + at) + rstd[v] * (load(dx_cm + at) - mean[v] - load(normed_cm + at) * dot[v]));
-        }
-    });
-  }
-
-  __attribute__((noinline)) void proj_backward(const Sums& s) {
-    float* const to = d_attended_cm;
-    const float *const inv = inverse, factor = attention_factor;
-    packed_product<A>(C, C, p.wp_back, by_rows<A>(dx_cm, C, lanes, lanes, words[0]), lanes,
-                      [=, this](int c, int l, Vec v) INLINE_LAMBDA {
-                        store(to + (size_t)c * lanes + l, v * load(inv + c / D * lanes + l) * factor);
-                      });
-    to_places(dx_cm, dx_tm);
-    weight_gradient(C, attended_cm, dx_tm, s.proj, attention_factor);
-    add_rows(dx_tm, padded, N, padded, attention_factor, s.b_proj);
-    to_places(d_attended_cm, d_attended_tm);
-  }
-
-  // d_attended is the gradient of a head's output by the sum of its exponentials.
-  __attribute__((noinline)) void attention_backward(const Sums& s) {
-    const int rows = tile.rows(), wide = queries();
-    const float* q_rows = q_tm;
-    if (!compact && visible_count < N) {
-      for (int t = 0; t < N; t++)
-        memcpy(q_places + (size_t)t * padded, q_tm + (size_t)rank[t] * padded, sizeof(float) * padded);
-      q_rows = q_places;
-    }
-    const float* const k = by_rows<A>(kv_tm, rows, C, kv_stride, words[0]);
-    const float* const v = by_columns<A>(kv_tm + C, rows, C, kv_stride, words[1]);
-    const float* const q = by_rows<A>(q_rows, wide, C, padded, words[2]);
-    const float* const d_out = by_rows<A>(d_attended_cm, C, lanes, lanes, words[3]);
-    const float* const d_out_tm = by_rows<A>(d_attended_tm, N, C, padded, words[4]);
-    for (int head = 0; head < heads; head++) {
-      const int at = head * D;
-      float *score = tile_of(head), *ds = d_score, *d_bias = BiasSums::visible(a.bias, s.bias, head);
-      product<A>(rows, lanes, D, columns_of(v, at, kv_stride), d_out + (size_t)at / A::DEPTH * lanes, lanes, ds, lanes);
-      tile.softmax_backward(p.bias.at(kind, head), score, ds, inverse + head * lanes, shared + head * lanes,
-                            weight + head * lanes, N == places ? d_bias : nullptr,
-                            a.bias.masked ? BiasSums::masked(a.bias, s.bias, kind, head) : nullptr);
-      if (N < places) part().add(ds, d_bias);
-      prefetch_next(a.x, head, heads);
-      prefetch_next(a.grad_out, head, heads);
-      prefetch_out(head, heads);
-      if (compact) tile.gather_queries(d_score, ds = raw);
-      float *const dq = dq_cm + (size_t)at * lanes, *const dk = dkv_tm + at, *const dv = dkv_tm + C + at;
-      const float factor = scale;
-      product<A>(D, wide, rows, {k + at, 1, kv_stride}, by_rows<A>(ds, rows, wide, lanes, words[5]), lanes,
-                 [=, this](int c, int l, Vec v) INLINE_LAMBDA { store(dq + (size_t)c * lanes + l, v * factor); });
-      const Operand ds_columns = columns_of(by_columns<A>(ds, rows, wide, lanes, words[5]), 0, lanes);
-      token_sum<A>(rows, D, wide, ds_columns, q + at, padded, scale, false, dk, kv_stride);
-      const Operand e_columns = columns_of(by_columns<A>(score, rows, lanes, lanes, words[5]), 0, lanes);
-      token_sum<A>(rows, D, N, e_columns, d_out_tm + at, padded, 1.0f, false, dv, kv_stride);
-    }
-    for (int i = 0; i < wide; i++) targets[i] = dq_tm + (size_t)(compact ? i : rank[i]) * padded;
-    scatter_transposed(dq_cm, lanes, wide, C, targets);
-  }
-
-  __attribute__((noinline)) void qkv_backward(const Sums& s) {
-    if (compact) add_rows(dq_tm + (size_t)visible_count * padded, padded, 1, padded, 1.0f, s.b_masked);
-    if (tile.masked)
-      add_rows(dkv_tm + (size_t)visible_count * kv_stride, kv_stride, 1, kv_stride, 1.0f, s.b_masked + padded);
-    auto add_to = [this](float* sums) {
-      return [=, this](int n, int c, Vec v) INLINE_LAMBDA {
-        float* to = sums + (size_t)n * padded + c;
-        store(to, load(to) + v);
-      };
-    };
-    const float* const normed = by_rows<A>(normed_tm, query_rows, padded, padded, words[0]);
-    const float* const dq = by_rows<A>(dq_tm, query_rows, C, padded, words[1]);
-    const float* const dkv = by_rows<A>(dkv_tm, visible_count, 2 * C, kv_stride, words[2]);
-    product<A>(C, C + 1, query_rows, {dq, 1, padded}, normed, padded, add_to(s.qkv));
-    product<A>(2 * C, C + 1, visible_count, {dkv, 1, kv_stride}, normed, padded, add_to(s.qkv + (size_t)C * padded));
-    const Operand dq_columns = columns_of(by_columns<A>(dq_tm, query_rows, C, padded, words[1]), 0, padded);
-    product<A>(query_rows, C, C, dq_columns, p.wq_back, padded, d_normed_tm, padded);
-    const Operand dkv_columns =
-        columns_of(by_columns<A>(dkv_tm, visible_count, 2 * C, kv_stride, words[2]), 0, kv_stride);
-    product<A>(visible_count, C, 2 * C, dkv_columns, p.wkv_back, padded, add_to(d_normed_tm));
-    for (int r = 0; r < query_rows; r++) {
-      const float *d = d_normed_tm + (size_t)r * padded, *xh = normed_tm + (size_t)r * padded;
-      float* dx = dx_tm + (size_t)order[r] * padded;
-      Vec mean = {}, dot = {};
-      for (int c = 0; c < C; c += LANES) {  // padding lanes of the weights, hence of d, are 0
-        mean += load(d + c);
-        dot += load(d + c) * load(xh + c);
-      }
-      const float m1 = sum(mean) / C, m2 = sum(dot) / C;
-      for (int c = 0; c < C; c += LANES)
-        store(dx + c, load(dx + c) + rstd1[r] * (load(d + c) - m1 - load(xh + c) * m2));
-    }
-  }
-
-  __attribute__((noinline)) void run(const Sums& s) {
-    Base::attend();
-    load_cm(a.grad_out, dy_cm);
-    for (int t = 0; t < N; t++)
-      for (int c = 0; c < C; c += LANES)
-        store(dy_tm + (size_t)t * padded + c, load_first(pointers[t] + c, C - c < LANES ? C - c : LANES));
-    mlp_backward(s);
-    proj_backward(s);
-    attention_backward(s);
-    qkv_backward(s);
-    for (int t = 0; t < N; t++)
-      for (int c = 0; c < C; c += LANES)
-        store_first(a.out + offset[t] + c, load(dx_tm + (size_t)t * padded + c), C - c < LANES ? C - c : LANES);
+  void check(const BlockWeights<Tensor>& w) const {
+    const int64_t C = a.channels, M = a.hidden;
+    const int64_t table = (2 * a.window_height - 1) * (2 * a.window_width - 1) * a.bias.heads;
+    const bool windows = a.tokens() > 0 && a.height % a.window_height == 0 && a.width % a.window_width == 0 &&
+                         a.shift_height >= 0 && a.shift_height < a.window_height && a.shift_width >= 0 &&
+                         a.shift_width < a.window_width;
+    const bool attention = a.bias.heads * a.head_dim == C && w.norm1_weight.numel() == C && w.norm1_bias.numel() == C &&
+                           w.qkv_weight.numel() == 3 * C * C && w.qkv_bias.numel() == 3 * C &&
+                           w.position_bias_table.numel() == table && w.proj_weight.numel() == C * C &&
+                           w.proj_bias.numel() == C;
+    const bool mlp = w.norm2_weight.numel() == C && w.norm2_bias.numel() == C && w.fc1_weight.numel() == M * C &&
+                     w.fc1_bias.numel() == M && w.fc2_weight.numel() == C * M && w.fc2_bias.numel() == C;
+    const bool masks = (!keep || keep->numel() == a.batch * a.height * a.width) && a.mode >= MaskMode::zero &&
+                       a.mode <= MaskMode::visible && (!mask_token || mask_token->numel() == C) &&
+                       mask_token.has_value() == (a.mode == MaskMode::token) &&
+                       (!drop_path_scale || drop_path_scale->numel() == 2 * a.batch);
+    STD_TORCH_CHECK(windows && attention && mlp && masks,
+                    "masked_swin: swin_block got weights, masks or windows that do not fit x");
   }
 };
 
-// ---- steps
-
-size_t prepared_size(const Problem& a) { return Prepared(a, nullptr).size; }
-size_t sums_size(const Problem& a) { return Sums(a, nullptr).size; }
-int prepare_jobs(const Problem& a) { return PREPARE_JOBS + a.bias.heads; }
-
-#if defined(__AVX512BF16__)
-typedef Bf16 Narrow;
-#else
-typedef Fp32 Narrow;
-#endif
-
-void prepare(const Problem& a, float* prepared, int job) {
-  const Prepared p(a, prepared);
-  if (job < PREPARE_JOBS) return a.bf16 ? prepare_job<Narrow>(a, p, job) : prepare_job<Fp32>(a, p, job);
-  PreparedBias::fill(a.bias, prepared, job - PREPARE_JOBS);
+Tensor swin_block(Tensor x, std::vector<Tensor> weights, MaybeTensor mask_token, MaybeTensor keep,
+                  MaybeTensor drop_path_scale, int64_t window_height, int64_t window_width, int64_t shift_height,
+                  int64_t shift_width, int64_t mode, ScalarType dtype) {
+  Call call(x, weights, mask_token, keep, drop_path_scale, window_height, window_width, shift_height, shift_width, mode,
+            dtype);
+  Tensor out = contiguous_like(call.x);
+  call.a.out = data(out);
+  run_forward(call.a, kernels().swin_block, call.a.windows());
+  return out;
 }
 
-template <class Window, class... S>
-bool each_window(const Problem& a, const float* prepared, int64_t first, int64_t last, const S&... sums) {
-  Window window(a, prepared);
-  Scratch scratch([&](Scratch& s) { window.lay_out(s); });
-  if (!scratch.ok()) return false;
-  for (int64_t w = first; w < last; w++) {
-    window.enter(w);
-    if (window.N) window.run(sums...);  // mode visible may leave none
-  }
-  return true;
-}
-
-template <template <class, class> class Window, class... S>
-bool run(const Problem& a, const float* prepared, int64_t first, int64_t last, const S&... sums) {
-  typedef FixedSizes<60, 120, 64, 10> Published;
-  if (Published::fit(a))
-    return (a.bf16 ? each_window<Window<Published, Narrow>, S...>
-                   : each_window<Window<Published, Fp32>, S...>)(a, prepared, first, last, sums...);
-  return (a.bf16 ? each_window<Window<AnySizes, Narrow>, S...>
-                 : each_window<Window<AnySizes, Fp32>, S...>)(a, prepared, first, last, sums...);
-}
-
-bool forward(const Problem& a, const float* prepared, int64_t first, int64_t last) {
-  return run<Forward>(a, prepared, first, last);
-}
-
-bool backward(const Problem& a, const float* prepared, float* sums, int64_t first, int64_t last) {
-  return run<Backward>(a, prepared, first, last, Sums(a, sums));
+// The gradients of x, the weights and, if there is one, the mask token.
+std::vector<Tensor> swin_block_backward(Tensor grad_out, Tensor x, std::vector<Tensor> weights, MaybeTensor mask_token,
+                                        MaybeTensor keep, MaybeTensor drop_path_scale, int64_t window_height,
+                                        int64_t window_width, int64_t shift_height, int64_t shift_width, int64_t mode,
+                                        ScalarType dtype) {
+  Call call(x, weights, mask_token, keep, drop_path_scale, window_height, window_width, shift_height, shift_width, mode,
+            dtype);
+  const Tensor d_out = contiguous(grad_out, "grad_out");
+  STD_TORCH_CHECK(d_out.numel() == call.x.numel(), "masked_swin: grad_out does not fit x");
+  std::vector<Tensor> grads{contiguous_like(call.x)};
+  call.a.out = data(grads.back());
+  call.a.grad_out = data(d_out);
+  auto gradient_of = [&](const Tensor& weight) { return data(grads.emplace_back(contiguous_like(weight))); };
+  call.a.grads = BlockWeights<float*>::make([&](int i) { return gradient_of(call.weights[i]); });
+  if (mask_token) call.a.grad_mask_token = gradient_of(*call.mask_token);
+  run_backward(call.a, kernels().swin_block, call.a.windows());
+  return grads;
 }
 
 }  // namespace
-
-extern const Steps<SwinBlock> swin_block_steps = {prepared_size, sums_size, prepare_jobs, finish_jobs,
-                                                  prepare,       forward,   backward,     finish};
-
-}  // namespace MASKED_SWIN_ISA
 }  // namespace masked_swin
+
+STABLE_TORCH_LIBRARY_IMPL(masked_swin, CPU, m) {
+  m.impl("swin_block_cpu", TORCH_BOX(&masked_swin::swin_block));
+  m.impl("swin_block_cpu_backward", TORCH_BOX(&masked_swin::swin_block_backward));
+}

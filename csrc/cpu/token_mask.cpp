@@ -1,26 +1,35 @@
-// Random masks from the words of philox.h, the same bits as kernels/token_mask.py.
-#include "kernels.h"
-#include "philox.h"
+// The operator token_mask on the CPU.
+#include "random_key.h"
+#include "torch_threads.h"
 
 namespace masked_swin {
-namespace MASKED_SWIN_ISA {
+namespace {
 
-void token_mask(const TokenMask& m, int64_t first, int64_t last) {
-  for (int64_t row = first; row < last; row++) {
-    const uint32_t sample = (uint32_t)m.sample[row / m.heads], head = (uint32_t)(row % m.heads);
-    uint64_t percent = m.low;
-    if (m.high > m.low) {
-      const Words words(RESERVED, m.ratio_per_sample ? sample : RESERVED, m.draw, head, m.seed);
-      percent += ((uint64_t)words.c0[0] * (m.high - m.low + 1)) >> 32;
-    }
-    const uint64_t threshold = (percent << 32) / 100;
-    for (int64_t token = 0; token < m.tokens; token += WORDS) {
-      const Words words((uint32_t)token, sample, m.draw, head, m.seed);
-      const int64_t count = m.tokens - token < WORDS ? m.tokens - token : WORDS;
-      for (int64_t i = 0; i < count; i++) m.out[row * m.tokens + token + i] = words.c0[i] < threshold;
-    }
-  }
+Tensor token_mask(Tensor seed, Tensor draw, Tensor sample, Tensor percent, int64_t height, int64_t width,
+                  int64_t /*window_height*/, int64_t /*window_width*/, int64_t /*shift_height*/,
+                  int64_t /*shift_width*/, int64_t heads, bool exact) {
+  STD_TORCH_CHECK(!exact, "masked_swin: exact masks are not in this kernel");
+  const RandomKeyTensors key(seed, draw, sample);
+  const Tensor percents = contiguous(percent, "percent", ScalarType::Long);
+  STD_TORCH_CHECK(height >= 0 && width >= 0 && heads >= 1, "masked_swin: token_mask got arguments out of range");
+  STD_TORCH_CHECK(percents.dim() == 2 && (percents.size(0) == 1 || percents.size(0) == key.samples()) &&
+                      (percents.size(1) == 1 || percents.size(1) == heads),
+                  "masked_swin: percent must be (1 or B, 1 or heads)");
+  Tensor out = empty(sample, {key.samples(), heads, height * width}, ScalarType::Bool);
+  const TokenMask mask{
+      .key = key.key(),
+      .percent = data<int64_t>(percents),
+      .sample_stride = percents.size(0) == 1 ? 0 : percents.size(1),
+      .head_stride = percents.size(1) == 1 ? 0 : 1,
+      .tokens = height * width,
+      .heads = heads,
+      .out = data<bool>(out),
+  };
+  run_rows(mask, kernels().token_mask, key.samples() * heads);
+  return out;
 }
 
-}  // namespace MASKED_SWIN_ISA
+}  // namespace
 }  // namespace masked_swin
+
+STABLE_TORCH_LIBRARY_IMPL(masked_swin, CPU, m) { m.impl("token_mask_cpu", TORCH_BOX(&masked_swin::token_mask)); }

@@ -1,289 +1,158 @@
-// Window attention over visible tokens, forward and backward, in fp32. The mathematics is in kernels/README.md.
-//
-// "cm" is [channel][query], "tm" is [token][channel]. The backward computes the probabilities again from q and k.
-// Masked queries, which share one q, are one: q and its gradient, and `raw` scores, are of the visible ones and of it.
-#include "attention.h"
+// The operator window_attention on the CPU.
+#include "mask_patterns.h"
+#include "tensors.h"
+#include "torch_threads.h"
 
 namespace masked_swin {
-namespace MASKED_SWIN_ISA {
 namespace {
 
-typedef WindowAttention Problem;
+// The tensor with adjacent (heads, head_dim) and one stride between tokens, copied if it has another layout.
+// A dimension of size 1 may have any stride, even in a contiguous tensor.
+Tensor with_token_rows(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float && (t.dim() == 3 || t.dim() == 4),
+                  "masked_swin: ", name, " must be float32 on the CPU with 3 or 4 dimensions");
+  const int64_t n = t.dim(), heads = t.size(n - 2), head_dim = t.size(n - 1);
+  const bool dense = (head_dim == 1 || t.stride(n - 1) == 1) && (heads == 1 || t.stride(n - 2) == head_dim);
+  const bool even = n == 3 || t.size(0) == 1 || t.size(1) == 1 || t.stride(0) == t.stride(1) * t.size(1);
+  return dense && even ? t : torch::stable::contiguous(t);
+}
 
-int channels_of(const Problem& a) { return a.bias.heads * a.head_dim; }
-// Loads of one head may run past its columns by up to a vector.
-int padded_channels(const Problem& a) { return round_up(channels_of(a)) + LANES; }
+TokenRows rows_of(const Tensor& t) {
+  const int64_t n = t.dim(), row = t.size(n - 2) * t.size(n - 1);
+  // Tokens follow each other along the windows where each window holds a single token.
+  const int64_t along = n == 4 && t.size(1) == 1 ? 0 : n - 3;
+  return {data(t), t.size(along) == 1 ? row : t.stride(along), n == 3};
+}
 
-struct Window {
-  const Problem& a;
-  const PreparedBias prepared;
-  const int lanes, channels, padded;
-  int64_t window = 0;
-  int queries = 0;  // of the output
-  int listed = 0;   // of them, with a q of their own
-  Tile tile{};
-  Scratch scratch;
-  float *q_cm, *out_cm, *k_tm, *v_tm, *raw, *score, *inverse, *shared, *weight, *own_bias, *own_top, *own_total,
-      *own_exp, *part_bias, *part_exp, *part_top;
-  float *q_tm, *do_tm, *do_cm, *dq_cm, *dq_tm, *dk_tm, *dv_tm, *d_score, *own_u;
-  int *place, *identity;
-  unsigned char* visible;
-  Group* groups;
-  const float** pointers;
-  float** targets;
+// Keeps contiguous copies alive as long as the pointers into them.
+struct Call {
+  Tensor q, k, v, bias;
+  MaybeTensor shared_qkv, offsets, position, regions, window_mask;
+  std::optional<MaskPatterns> patterns;
+  WindowAttention a{};
 
-  Window(const Problem& problem, const float* shared_bias, bool backward)
-      : a(problem),
-        prepared{a.bias, shared_bias},
-        lanes(PreparedBias::lanes(a.bias)),
-        channels(channels_of(a)),
-        padded(padded_channels(a)),
-        scratch([&](Scratch& s) { lay_out(s, backward); }) {
-    if (!scratch.ok()) return;
-    for (int i = 0; i < a.bias.keys; i++) identity[i] = i;
-  }
-
-  void lay_out(Scratch& s, bool backward) {
-    const size_t cm = (size_t)round_up(channels) * lanes, tm = (size_t)a.bias.queries * padded,
-                 key_tm = (size_t)(a.bias.keys + 1) * padded, key_tile = (size_t)(a.bias.keys + 1) * lanes;
-    s.take(cm, q_cm, out_cm);
-    s.take(key_tm, k_tm, v_tm);
-    s.take(key_tile, raw, score, own_bias, own_exp, part_bias, part_exp);
-    s.take(lanes, inverse, shared, weight, own_top, own_total);
-    s.take(lanes + LANES, part_top);
-    s.take(a.bias.keys, place, identity);
-    s.take(a.bias.keys, visible);
-    s.take(lanes / LANES, groups);
-    s.take(a.bias.queries, pointers);
-    s.take(a.bias.queries, targets);
-    if (!backward) return;
-    s.take(tm, q_tm, do_tm, dq_tm);
-    s.take(cm, do_cm, dq_cm);
-    s.take(key_tm, dk_tm, dv_tm);
-    s.take(key_tile, d_score);
-    s.take(lanes, own_u);
-  }
-
-  float* row_of(const Rows& rows, int per_window, int i) const {
-    return rows.p + ((rows.compact ? a.offsets[window] : window * per_window) + i) * rows.stride;
-  }
-  int kind() const { return a.bias.kind ? a.bias.kind[window % a.bias.pattern_windows] : 0; }
-  Part part() const { return {groups, place, queries, lanes, lanes}; }
-
-  void enter(int64_t w) {
-    window = w;
-    const int compact = a.offsets ? a.offsets[w + 1] - a.offsets[w] : 0;
-    if (a.offsets) {
-      memset(visible, 0, a.bias.keys);
-      for (int j = 0; j < compact; j++) visible[place[j] = a.position[a.offsets[w] + j]] = 1;
-    }
-    queries = a.compact_queries() ? compact : a.bias.queries;
-    tile = {lanes,
-            round_up(queries),
-            a.k.compact ? compact : a.bias.keys,
-            a.bias.keys,
-            a.masked != nullptr,
-            a.scale,
-            a.k.compact && !a.compact_queries() ? place : identity,
-            visible};
-    if (a.q.compact) group_queries();
-    if (a.masked_queries() && tile.any_masked()) tile.groups = groups;
-    listed = tile.groups ? compact : queries;
-  }
-
-  int distinct() const { return listed + (tile.groups != nullptr); }
-
-  void group_queries() {
-    for (int l = 0, count = 0; l < lanes; l += LANES) {
-      Group group = {0, count};
-      for (int t = l; t < l + LANES && t < a.bias.queries; t++) {
-        group.visible |= (uint32_t)visible[t] << (t - l);
-        count += visible[t];
-      }
-      groups[l / LANES] = group;
+  Call(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& bias_, const MaybeTensor& shared_qkv_,
+       const MaybeTensor& offsets_, const MaybeTensor& position_, const MaybeTensor& regions_,
+       const MaybeTensor& window_mask_, double scale)
+      : q(with_token_rows(q_, "q")),
+        k(with_token_rows(k_, "k")),
+        v(with_token_rows(v_, "v")),
+        bias(contiguous(bias_, "bias")),
+        shared_qkv(contiguous(shared_qkv_, "shared_qkv")),
+        offsets(contiguous(offsets_, "offsets", ScalarType::Int)),
+        position(contiguous(position_, "position", ScalarType::Int)),
+        regions(contiguous(regions_, "regions", ScalarType::Int)),
+        window_mask(contiguous(window_mask_, "window_mask")) {
+    STD_TORCH_CHECK(bias.dim() == 3 && (!offsets || (offsets->dim() == 1 && offsets->size(0) > 0)) &&
+                        (!position || position->dim() == 1) && (!window_mask || window_mask->dim() == 3),
+                    "masked_swin: bias, offsets, position or window_mask has the wrong number of dimensions");
+    a.windows = offsets ? offsets->size(0) - 1 : q.size(0);
+    a.head_dim = static_cast<int>(q.size(q.dim() - 1));
+    a.scale = static_cast<float>(scale);
+    a.q = rows_of(q);
+    a.k = rows_of(k);
+    a.v = rows_of(v);
+    a.shared_qkv = data(shared_qkv);
+    a.offsets = data<int32_t>(offsets);
+    a.position = data<int32_t>(position);
+    a.window_mask = data(window_mask);
+    a.mask_windows = window_mask ? window_mask->size(0) : 0;
+    a.bias.heads = static_cast<int>(bias.size(0));
+    a.bias.queries = static_cast<int>(bias.size(1));
+    a.bias.keys = static_cast<int>(bias.size(2));
+    a.bias.bias = data(bias);
+    a.bias.shared_key = shared_qkv.has_value();
+    a.bias.penalty = shared_qkv || !a.k.compact ? SHIFT_PENALTY : EXCLUDED;
+    a.bias.pattern_count = 1;
+    check();
+    if (regions) {
+      patterns.emplace(data<int32_t>(regions), regions->size(0), a.bias.keys);
+      patterns->describe(a.bias);
     }
   }
 
-  Bias bias_of(int head) const {
-    Bias bias = prepared.at(kind(), head);
-    if (a.window_mask) {
-      const float* mask = a.window_mask + window % a.mask_windows * a.bias.queries * a.bias.keys;
-      for (int j = 0; j < a.bias.keys; j++)
-        for (int i = 0; i < lanes; i++) {
-          const size_t entry = (size_t)j * lanes + i;
-          const float value = bias.bias[entry] + (i < a.bias.queries ? mask[(size_t)i * a.bias.keys + j] : 0.0f);
-          own_bias[entry] = value < EXCLUDED ? EXCLUDED : value;
-        }
-      exponentiate(a.bias.keys, lanes, own_bias, own_top, own_total, own_exp);
-      bias = {own_bias, own_top, own_total, own_exp};
-    }
-    if (a.compact_queries() && queries) {
-      part().take(bias.bias, part_bias);
-      part().take(bias.exp_bias, part_exp);
-      part().take_row(bias.top, part_top);
-      bias = {part_bias, part_top, nullptr, part_exp};
-    }
-    return bias;
-  }
-
-  void load_keys() {
-    for (int j = 0; j < tile.keys; j++) {
-      memcpy(k_tm + (size_t)j * padded, row_of(a.k, a.bias.keys, j), sizeof(float) * channels);
-      memcpy(v_tm + (size_t)j * padded, row_of(a.v, a.bias.keys, j), sizeof(float) * channels);
-    }
-    if (a.masked) {
-      memcpy(k_tm + (size_t)tile.keys * padded, a.masked + channels, sizeof(float) * channels);
-      memcpy(v_tm + (size_t)tile.keys * padded, a.masked + 2 * channels, sizeof(float) * channels);
-    }
-  }
-
-  void load_queries() {
-    for (int i = 0; i < listed; i++) pointers[i] = row_of(a.q, a.bias.queries, i);
-    if (tile.groups) pointers[listed] = a.masked;
-    gather_transposed(pointers, distinct(), round_up(distinct()), channels, q_cm, lanes);
-  }
-  void load_gradients() {
-    for (int i = 0; i < queries; i++) pointers[i] = row_of(a.grad_out, a.bias.queries, i);
-    gather_transposed(pointers, queries, tile.width, channels, do_cm, lanes);
-  }
-  void copy_rows(int count, float* tm) const {
-    for (int i = 0; i < count; i++) memcpy(tm + (size_t)i * padded, pointers[i], sizeof(float) * channels);
-  }
-
-  void exponentials(int head, const Bias& bias) {
-    const int at = head * a.head_dim;
-    auto multiply = [&] {
-      product<Fp32>(tile.rows(), distinct(), a.head_dim, {k_tm + at, padded, 1}, q_cm + (size_t)at * lanes, lanes, raw,
-                    lanes);
+  // Every index that a kernel follows stays inside its tensor.
+  void check() const {
+    auto check_list = [this](const Tensor& t, int tokens) {
+      const int64_t n = t.dim();
+      STD_TORCH_CHECK(t.size(n - 2) == a.bias.heads && t.size(n - 1) == a.head_dim,
+                      "masked_swin: q, k, v need (windows, tokens, heads, head_dim) or (tokens, heads, head_dim)");
+      const bool fits = n == 4 ? t.size(0) == a.windows && t.size(1) == tokens
+                               : offsets && position && a.bias.queries == a.bias.keys &&
+                                     a.offsets[a.windows] <= std::min(t.size(0), position->size(0));
+      STD_TORCH_CHECK(fits, "masked_swin: bias, offsets or position do not fit q, k, v");
     };
-    multiply();
-    if (tile.factored_softmax(bias, raw, score, inverse, shared, weight)) return;
-    multiply();
-    tile.softmax(bias, raw, score, inverse, shared, weight);
-  }
-
-  void forward() {
-    load_queries();
-    load_keys();
-    for (int head = 0; head < a.bias.heads; head++) {
-      exponentials(head, bias_of(head));
-      const int at = head * a.head_dim;
-      float* out = out_cm + (size_t)at * lanes;
-      product<Fp32>(a.head_dim, queries, tile.rows(), {v_tm + at, 1, padded}, score, lanes,
-                    [&](int c, int l, Vec v)
-                        INLINE_LAMBDA { store(out + (size_t)c * lanes + l, v * load(inverse + l)); });
+    check_list(q, a.bias.queries);
+    check_list(k, a.bias.keys);
+    check_list(v, a.bias.keys);
+    STD_TORCH_CHECK(a.k.compact == a.v.compact && (a.k.compact || !a.q.compact) && (a.k.compact || !shared_qkv),
+                    "masked_swin: k and v must both be compact, if q is or if shared_qkv is given");
+    STD_TORCH_CHECK(!shared_qkv || shared_qkv->numel() == 3 * a.bias.heads * a.head_dim,
+                    "masked_swin: shared_qkv does not fit q");
+    STD_TORCH_CHECK(!regions || (regions->dim() == 2 && regions->size(1) == a.bias.keys && regions->size(0) > 0 &&
+                                 a.bias.queries == a.bias.keys),
+                    "masked_swin: regions must be (windows, tokens)");
+    STD_TORCH_CHECK(!window_mask || window_mask->numel() == a.mask_windows * a.bias.queries * a.bias.keys,
+                    "masked_swin: window_mask does not fit bias");
+    if (!offsets) return;
+    bool valid = a.offsets[0] == 0;
+    for (int64_t w = 0; w < a.windows; w++) {
+      const int32_t count = a.offsets[w + 1] - a.offsets[w];
+      valid = valid && count >= 0 && count <= a.bias.keys;
     }
-    for (int i = 0; i < queries; i++) targets[i] = row_of(a.out, a.bias.queries, i);
-    scatter_transposed(out_cm, lanes, queries, channels, targets);
-  }
-
-  void backward(float* sums) {
-    load_queries();
-    copy_rows(distinct(), q_tm);
-    load_gradients();
-    copy_rows(queries, do_tm);
-    load_keys();
-    for (int head = 0; head < a.bias.heads; head++) {
-      const int at = head * a.head_dim, rows = tile.rows();
-      const Bias bias = bias_of(head);
-      float* d_bias = BiasSums::visible(a.bias, sums, head);
-      float* sum_u = a.window_mask ? own_u : BiasSums::masked(a.bias, sums, kind(), head);
-      if (a.window_mask) memset(own_u, 0, sizeof(float) * lanes);
-      exponentials(head, bias);
-      divide_by_sums(at);
-      product<Fp32>(rows, queries, a.head_dim, {v_tm + at, padded, 1}, do_cm + (size_t)at * lanes, lanes, d_score,
-                    lanes);
-      tile.softmax_backward(bias, score, d_score, inverse, shared, weight, a.compact_queries() ? nullptr : d_bias,
-                            sum_u);
-      if (a.compact_queries()) {
-        part().add(d_score, d_bias);
-      } else if (a.window_mask && a.masked) {
-        for (int j = 0; j < a.bias.keys; j++)
-          for (int l = 0; l < lanes; l += LANES) {
-            const size_t entry = (size_t)j * lanes + l;
-            store(d_bias + entry, load(d_bias + entry) + load(own_exp + entry) * load(own_u + l));
-          }
-      }
-      const float* ds = d_score;
-      if (tile.groups) tile.gather_queries(d_score, raw), ds = raw;
-      product<Fp32>(a.head_dim, distinct(), rows, {k_tm + at, 1, padded}, ds, lanes, dq_cm + (size_t)at * lanes, lanes);
-      token_sum<Fp32>(rows, a.head_dim, distinct(), {ds, lanes, 1}, q_tm + at, padded, a.scale, false, dk_tm + at,
-                      padded);
-      token_sum<Fp32>(rows, a.head_dim, queries, {score, lanes, 1}, do_tm + at, padded, 1.0f, false, dv_tm + at,
-                      padded);
-    }
-    store_gradients(sums + BiasSums::size(a.bias));
-  }
-
-  // The gradient of one head's output, by the sum of its exponentials.
-  void divide_by_sums(int at) const {
-    for (int c = at; c < at + a.head_dim; c++) {
-      float* row = do_cm + (size_t)c * lanes;
-      for (int l = 0; l < tile.width; l += LANES) store(row + l, load(row + l) * load(inverse + l));
-    }
-    for (int i = 0; i < queries; i++)
-      for (int c = at; c < at + a.head_dim; c++) do_tm[(size_t)i * padded + c] *= inverse[i];
-  }
-
-  void store_gradients(float* d_masked) {
-    for (int i = 0; i < distinct(); i++) targets[i] = dq_tm + (size_t)i * padded;
-    scatter_transposed(dq_cm, lanes, distinct(), channels, targets);
-    for (int i = 0; i < listed; i++) scaled_copy(row_of(a.grad_q, a.bias.queries, i), targets[i], a.scale);
-    if (tile.groups) accumulate(d_masked, targets[listed], a.scale);
-    for (int j = 0; j < tile.keys; j++) {
-      scaled_copy(row_of(a.grad_k, a.bias.keys, j), dk_tm + (size_t)j * padded, 1.0f);
-      scaled_copy(row_of(a.grad_v, a.bias.keys, j), dv_tm + (size_t)j * padded, 1.0f);
-    }
-    if (!a.masked) return;
-    accumulate(d_masked + channels, dk_tm + (size_t)tile.keys * padded, 1.0f);
-    accumulate(d_masked + 2 * channels, dv_tm + (size_t)tile.keys * padded, 1.0f);
-  }
-
-  void scaled_copy(float* to, const float* from, float factor) const {
-    for (int c = 0; c < channels; c++) to[c] = from[c] * factor;
-  }
-  void accumulate(float* to, const float* from, float factor) const {
-    for (int c = 0; c < channels; c++) to[c] += from[c] * factor;
+    for (int64_t w = 0; valid && w < a.windows; w++)
+      for (int32_t i = a.offsets[w]; valid && i < a.offsets[w + 1]; i++)
+        valid = a.position[i] < a.bias.keys && a.position[i] > (i > a.offsets[w] ? a.position[i - 1] : -1);
+    STD_TORCH_CHECK(valid, "masked_swin: offsets must rise by at most a window, positions rise inside it");
   }
 };
 
-size_t prepared_size(const Problem& a) { return PreparedBias::size(a.bias); }
-size_t sums_size(const Problem& a) { return BiasSums::size(a.bias) + 3 * channels_of(a); }
-int prepare_jobs(const Problem& a) { return a.bias.heads; }
-void prepare(const Problem& a, float* prepared, int job) { PreparedBias::fill(a.bias, prepared, job); }
-
-bool forward(const Problem& a, const float* prepared, int64_t first, int64_t last) {
-  Window window(a, prepared, false);
-  if (!window.scratch.ok()) return false;
-  for (int64_t w = first; w < last; w++) {
-    window.enter(w);
-    window.forward();
-  }
-  return true;
+// Fills what follows the last visible token with 0.
+void clear_unused(const Tensor& t, const WindowAttention& a) {
+  if (t.dim() != 3) return;
+  const int64_t row = t.size(1) * t.size(2);
+  std::fill(data(t) + a.offsets[a.windows] * row, data(t) + t.size(0) * row, 0.0f);
 }
 
-bool backward(const Problem& a, const float* prepared, float* sums, int64_t first, int64_t last) {
-  Window window(a, prepared, true);
-  if (!window.scratch.ok()) return false;
-  for (int64_t w = first; w < last; w++) {
-    window.enter(w);
-    window.backward(sums);
-  }
-  return true;
+Tensor window_attention(Tensor q, Tensor k, Tensor v, Tensor bias, MaybeTensor shared_qkv, MaybeTensor offsets,
+                        MaybeTensor position, MaybeTensor regions, MaybeTensor window_mask, double scale) {
+  Call call(q, k, v, bias, shared_qkv, offsets, position, regions, window_mask, scale);
+  WindowAttention& a = call.a;
+  Tensor out = a.compact_out() ? empty(q, {q.size(0), a.bias.heads, a.head_dim})
+                               : empty(q, {a.windows, a.bias.queries, a.bias.heads, a.head_dim});
+  clear_unused(out, a);
+  a.out = rows_of(out);
+  run_forward(a, kernels().window_attention, a.windows);
+  return out;
 }
 
-int finish_jobs(const Problem& a) { return a.bias.heads; }
-void finish(const Problem& a, const float* prepared, float* total, int head) {
-  const size_t entries = (size_t)a.bias.queries * a.bias.keys;
-  memset(a.grad_bias + entries * head, 0, sizeof(float) * entries);
-  BiasSums::finish({a.bias, prepared}, total, a.grad_bias, head);
-  if (a.masked && head == 0) memcpy(a.grad_masked, total + BiasSums::size(a.bias), sizeof(float) * 3 * channels_of(a));
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_backward(
+    Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor bias, MaybeTensor shared_qkv, MaybeTensor offsets,
+    MaybeTensor position, MaybeTensor regions, MaybeTensor window_mask, double scale) {
+  Call call(q, k, v, bias, shared_qkv, offsets, position, regions, window_mask, scale);
+  WindowAttention& a = call.a;
+  const Tensor d_out = with_token_rows(grad_out, "grad_out");
+  STD_TORCH_CHECK(
+      d_out.dim() == (a.compact_out() ? 3 : 4) &&
+          d_out.numel() == (a.compact_out() ? q.numel() : a.windows * a.bias.queries * a.bias.heads * a.head_dim),
+      "masked_swin: grad_out does not fit the output");
+  Tensor dq = contiguous_like(q), dk = contiguous_like(k), dv = contiguous_like(v), d_bias = contiguous_like(bias);
+  Tensor d_shared_qkv = shared_qkv ? contiguous_like(*call.shared_qkv) : empty(q, {0});
+  for (const Tensor* t : {&dq, &dk, &dv}) clear_unused(*t, a);
+  a.grad_out = rows_of(d_out);
+  a.grad_q = rows_of(dq);
+  a.grad_k = rows_of(dk);
+  a.grad_v = rows_of(dv);
+  a.grad_bias = data(d_bias);
+  a.grad_shared_qkv = data(d_shared_qkv);
+  run_backward(a, kernels().window_attention, a.windows);
+  return {dq, dk, dv, d_bias, d_shared_qkv};
 }
 
 }  // namespace
-
-extern const Steps<WindowAttention> window_attention_steps = {prepared_size, sums_size, prepare_jobs, finish_jobs,
-                                                              prepare,       forward,   backward,     finish};
-
-}  // namespace MASKED_SWIN_ISA
 }  // namespace masked_swin
+
+STABLE_TORCH_LIBRARY_IMPL(masked_swin, CPU, m) {
+  m.impl("window_attention_cpu", TORCH_BOX(&masked_swin::window_attention));
+  m.impl("window_attention_cpu_backward", TORCH_BOX(&masked_swin::window_attention_backward));
+}

@@ -1,4 +1,4 @@
-"""Loads the C++ library, if there is one that this machine can run; importing the package never fails without it."""
+"""Loads the C++ library, if this machine can run one. The package imports without it."""
 
 import ctypes
 import struct
@@ -40,12 +40,11 @@ def _cut_short(path: Path) -> bool:
     with open(path, "rb") as file:
         header = file.read(64)
     if len(header) < 64 or not header.startswith(b"\x7fELF\x02\x01"):
-        return False  # no such file: the loader says what it is
+        return False  # another format: the loader reports it
     (table,) = struct.unpack_from("<Q", header, 0x28)
     entry_size, entries = struct.unpack_from("<HH", header, 0x3A)
     return bool(table + entry_size * entries > path.stat().st_size)
 
 
-# Loaded with the package; MASKED_SWIN_CPU_ISA=portable|avx2|avx512|avx512_bf16 in the environment asks for a lesser
-# instruction set.
+# MASKED_SWIN_CPU_ISA=portable|avx2|avx512|avx512_bf16 in the environment forbids better instruction sets.
 CPU_LIBRARY = _load()

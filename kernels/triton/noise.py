@@ -11,8 +11,8 @@ from .token_mask import counter_words
 PIXELS_EACH = 1024  # of one image, drawn by a program
 
 
-# Minimax polynomials as in csrc/cpu/normal.cpp, with errors of 3e-8 and less. The compiler's cosine needs the stack,
-# and the logarithm of AMD's instruction is inexact near 1.
+# Minimax polynomials as in csrc/cpu/kernels/normal.cpp, with errors of 3e-8 and less. The compiler's cosine needs the
+# stack, and the logarithm of AMD's instruction is inexact near 1.
 
 
 @triton.jit

@@ -19,12 +19,12 @@ print(f"-isystem {torch.__path__[0]}/include -DTORCH_STABLE_ONLY -DTORCH_TARGET_
       -Wno-unused-lambda-capture "${@:2}"
   }
   for target in aarch64-linux-gnu aarch64-macos; do
-    for source in "$CHECKOUT"/csrc/*.cpp; do
+    for source in "$CHECKOUT"/csrc/cpu/*.cpp; do
       cross "$target" "${torch[@]}" -c "$source" -o "$WORK/operator.o"
     done
   done
   for target in aarch64-linux-musl aarch64-macos; do  # musl: the emulator needs a static program
-    cross "$target" "$CHECKOUT"/csrc/{dispatch,cpu/*}.cpp "$HERE/threads.cpp" -o "$WORK/threads_$target"
+    cross "$target" "$CHECKOUT"/csrc/cpu/{instruction_set,kernels/*}.cpp "$HERE/threads.cpp" -o "$WORK/threads_$target"
   done
   proved "operators and kernels compile for ARM under Linux and macOS"
 
@@ -33,9 +33,9 @@ print(f"-isystem {torch.__path__[0]}/include -DTORCH_STABLE_ONLY -DTORCH_TARGET_
     skipped "run on ARM: no qemu-aarch64 (Debian: apt-get install qemu-user-static)"
     return 0
   fi
-  "${CXX:-g++}" "${flags[@]}" -pthread "$CHECKOUT"/csrc/{dispatch,cpu/*}.cpp "$HERE/threads.cpp" -o "$WORK/threads_here"
+  "${CXX:-g++}" "${flags[@]}" -pthread "$CHECKOUT"/csrc/cpu/{instruction_set,kernels/*}.cpp "$HERE/threads.cpp" -o "$WORK/threads_here"
   "$WORK/threads_here" --save "$WORK/results"
   "$emulator" "$WORK/threads_aarch64-linux-musl" --compare "$WORK/results"
-  proved "on ARM, emulated: the results of this machine's portable build, but for rounding"
+  proved "on ARM, emulated: the results of this machine's portable build, up to rounding"
 }
 portable

@@ -21,8 +21,8 @@ for isa in portable avx2 avx512 avx512_bf16; do
   [ "$used" = "$isa" ] || continue
   # Left out: tests that start a compiler, which would inherit the sanitizer, and those that try each instruction set.
   sanitized -m pytest \
-    tests/test_window_attention.py tests/test_fused_block.py tests/test_swin_block.py tests/test_token_mask.py \
-    tests/test_gaussian_noise.py tests/test_ops.py -m "not gpu" \
+    tests/kernels/cpu \
+    tests/kernels/test_{window_attention,swin_block,convolution,token_mask,noise,backends,empty,ops}.py -m "not gpu" \
     -k "not compile and not export and not graph and not lesser_instruction_sets" \
     --capture=sys -p no:cacheprovider --timeout=1200
   sets+=("$isa")

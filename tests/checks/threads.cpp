@@ -1,12 +1,12 @@
-// The kernels on threads of this program, without torch: for ThreadSanitizer, which cannot follow torch's pool, and for
-// processors that torch is not installed for. MASKED_SWIN_CPU_ISA chooses the instruction set, as in the library.
+// Runs the kernels on threads of its own, without torch: for ThreadSanitizer, which cannot follow torch's pool, and for
+// processors without an installed torch. MASKED_SWIN_CPU_ISA chooses the instruction set, as in the library.
 //
-//   threads                 the results are the same bits on 1, 2 and 4 threads
-//   threads --save FILE     and are written to FILE
-//   threads --compare FILE  and equal those of another build, but for rounding
-//   threads --plant-race    all chunks add into the same sums: ThreadSanitizer must see it
+//   threads                 checks that the results are the same bits on 1, 2 and 4 threads
+//   threads --save FILE     and writes them to FILE
+//   threads --compare FILE  and checks that they equal those of another build, up to rounding
+//   threads --plant-race    adds all chunks into the same sums: ThreadSanitizer must see it
 //
-// Exit code 0: so it is; 1: it is not.
+// Exit code 0: all checks passed; 1: one failed.
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,15 +17,15 @@
 #include <string>
 #include <thread>
 
-#include "kinds.h"
-#include "run.h"
+#include "cpu/mask_patterns.h"
+#include "cpu/run.h"
 
 namespace masked_swin {
 namespace {
 
 using Floats = std::vector<float>;
 
-// Thread t takes the jobs t, t + count, ... Nothing but its start and end orders it with the others.
+// Thread t takes the jobs t, t + count, ... Only its start and end order it with the others.
 struct Threads {
   int count;
   template <class F>
@@ -75,10 +75,7 @@ struct Geometry {
 // The tensors that one call writes, NaN until it does.
 struct Written {
   std::vector<Floats> tensors;
-  explicit Written(std::initializer_list<size_t> sizes) {
-    for (size_t size : sizes) tensors.emplace_back(size, std::numeric_limits<float>::quiet_NaN());
-  }
-  float* operator[](size_t i) { return tensors[i].data(); }
+  float* add(size_t size) { return tensors.emplace_back(size, std::numeric_limits<float>::quiet_NaN()).data(); }
 };
 
 template <class Problem>
@@ -103,15 +100,30 @@ struct BlockCase {
     const Floats x = random.vector(pixels * C), grad = random.vector(pixels * C),
                  drop_path = random.vector(2 * at.batch);
     const float c = 1 / sqrtf(C), m = 1 / sqrtf(M);
-    Floats w[] = {random.vector(C, 0.3f, 1), random.vector(C),          random.vector(3 * C * C, c),
-                  random.vector(3 * C),      random.vector(table),      random.vector(C * C, c),
-                  random.vector(C),          random.vector(C, 0.3f, 1), random.vector(C),
-                  random.vector(M * C, c),   random.vector(M),          random.vector(C * M, m),
-                  random.vector(C),          random.vector(C)};
+    SwinBlock a{};
+    std::vector<Floats> weights;
+    auto weight = [&](size_t size, float magnitude = 1.0f, float mean = 0.0f) {
+      return weights.emplace_back(random.vector(size, magnitude, mean)).data();
+    };
+    a.weights = {
+        .norm1_weight = weight(C, 0.3f, 1),
+        .norm1_bias = weight(C),
+        .qkv_weight = weight(3 * C * C, c),
+        .qkv_bias = weight(3 * C),
+        .position_bias_table = weight(table),
+        .proj_weight = weight(C * C, c),
+        .proj_bias = weight(C),
+        .norm2_weight = weight(C, 0.3f, 1),
+        .norm2_bias = weight(C),
+        .fc1_weight = weight(M * C, c),
+        .fc1_bias = weight(M),
+        .fc2_weight = weight(C * M, m),
+        .fc2_bias = weight(C),
+    };
+    const Floats mask_token = random.vector(C);
     std::vector<unsigned char> visible;
     for (size_t i = 0; i < pixels; i++) visible.push_back(random.one() * 0.5f + 0.5f < keep);
 
-    SwinBlock a{};
     a.batch = at.batch, a.height = at.height, a.width = at.width;
     a.channels = channels, a.hidden = hidden, a.head_dim = channels / heads;
     a.window_height = at.window_height, a.window_width = at.window_width;
@@ -121,33 +133,27 @@ struct BlockCase {
     a.keep = keep < 1 ? reinterpret_cast<const bool*>(visible.data()) : nullptr;
     a.bias.heads = heads;
     a.bias.queries = a.bias.keys = at.tokens();
-    a.bias.bias = w[4].data();
+    a.bias.bias = a.weights.position_bias_table;
     a.bias.table_height = at.window_height, a.bias.table_width = at.window_width;
-    a.bias.masked = a.keep && mode < MaskMode::drop;
-    a.bias.penalty = a.keep && !a.bias.masked ? EXCLUDED : -100.0f;
-    const Kinds kinds(a);
-    kinds.describe(a.bias);
-    a.weights = weights([&](int i) { return w[i].data(); });
+    a.bias.shared_key = a.keep && mode < MaskMode::drop;
+    a.bias.penalty = a.keep && !a.bias.shared_key ? EXCLUDED : SHIFT_PENALTY;
+    const MaskPatterns patterns(a);
+    patterns.describe(a.bias);
+    if (mode == MaskMode::token) a.mask_token = mask_token.data();
     a.drop_path_scale = drop_path.data();
     a.x = x.data();
 
-    Written out{pixels * C};
-    a.out = out[0];
+    Written out;
+    a.out = out.add(pixels * C);
     run(a, kernels.swin_block, a.windows(), false, threads);
-    Written grads{pixels * C, C, C, 3 * C * C, 3 * C, table, C * C, C, C, C, M * C, M, C * M, C, C};
-    a.out = grads[0];
+    Written grads;
+    a.out = grads.add(pixels * C);
     a.grad_out = grad.data();
-    a.grads = weights([&](int i) { return grads[i + 1]; });
-    if (mode != MaskMode::token) grads.tensors.pop_back();
+    a.grads = BlockWeights<float*>::make([&](int i) { return grads.add(weights[i].size()); });
+    if (mode == MaskMode::token) a.grad_mask_token = grads.add(C);
     run(a, kernels.swin_block, a.windows(), true, threads);
     out.tensors.insert(out.tensors.end(), grads.tensors.begin(), grads.tensors.end());
     return out.tensors;
-  }
-
-  template <class F>
-  BlockWeights weights(F&& f) const {
-    return {f(0), f(1), f(2), f(3),  f(4),  f(5),  f(6),
-            f(7), f(8), f(9), f(10), f(11), f(12), mode == MaskMode::token ? f(13) : nullptr};
   }
 };
 
@@ -155,13 +161,13 @@ struct AttentionCase {
   const char* name;
   Geometry at;
   int heads, head_dim;
-  bool compact_queries, compact_keys, masked, window_mask;
+  bool compact_queries, compact_keys, shared, window_mask;
 
-  // The output, then the gradients of q, k, v, the bias and the masked tokens' q, k, v.
+  // The output, then the gradients of q, k, v, bias and shared_qkv.
   std::vector<Floats> results(const Kernels& kernels, int threads) const {
     Random random;
     const size_t N = at.tokens(), row = heads * head_dim, windows = at.windows() * at.batch, all = windows * N;
-    Kinds kinds(at.regions().data(), at.windows(), at.tokens());
+    const MaskPatterns patterns(at.regions().data(), at.windows(), at.tokens());
     std::vector<int32_t> offsets{0}, position;
     for (size_t w = 0; w < windows; w++) {
       for (size_t t = 0; t < N; t++)
@@ -169,9 +175,9 @@ struct AttentionCase {
       offsets.push_back(static_cast<int32_t>(position.size()));
     }
     const size_t queries = compact_queries ? position.size() : all, keys = compact_keys ? position.size() : all;
-    const size_t outputs = compact_queries && !masked ? queries : all;
+    const size_t outputs = compact_queries && !shared ? queries : all;
     Floats q = random.vector(queries * row), k = random.vector(keys * row), v = random.vector(keys * row);
-    Floats bias = random.vector(heads * N * N), shared = random.vector(3 * row), mask = random.vector(3 * N * N);
+    Floats bias = random.vector(heads * N * N), shared_qkv = random.vector(3 * row), mask = random.vector(3 * N * N);
     Floats grad = random.vector(outputs * row);
     const int64_t stride = row;
 
@@ -182,29 +188,28 @@ struct AttentionCase {
     a.bias.heads = heads;
     a.bias.queries = a.bias.keys = at.tokens();
     a.bias.bias = bias.data();
-    a.bias.masked = masked;
-    a.bias.penalty = masked || !compact_keys ? -100.0f : EXCLUDED;
-    kinds.describe(a.bias);
+    a.bias.shared_key = shared;
+    a.bias.penalty = shared || !compact_keys ? SHIFT_PENALTY : EXCLUDED;
+    patterns.describe(a.bias);
     a.q = {q.data(), stride, compact_queries};
     a.k = {k.data(), stride, compact_keys};
     a.v = {v.data(), stride, compact_keys};
-    a.masked = masked ? shared.data() : nullptr;
+    a.shared_qkv = shared ? shared_qkv.data() : nullptr;
     a.offsets = compact_keys ? offsets.data() : nullptr;
     a.position = compact_keys ? position.data() : nullptr;
     a.window_mask = window_mask ? mask.data() : nullptr;
     a.mask_windows = 3;
 
-    Written out{outputs * row};
-    a.out = {out[0], stride, compact_queries && !masked};
+    Written out;
+    a.out = {out.add(outputs * row), stride, compact_queries && !shared};
     run(a, kernels.window_attention, a.windows, false, threads);
-    Written grads{q.size(), k.size(), v.size(), bias.size(), shared.size()};
+    Written grads;
     a.grad_out = {grad.data(), stride, a.out.compact};
-    a.grad_q = {grads[0], stride, compact_queries};
-    a.grad_k = {grads[1], stride, compact_keys};
-    a.grad_v = {grads[2], stride, compact_keys};
-    a.grad_bias = grads[3];
-    a.grad_masked = grads[4];
-    if (!masked) grads.tensors.pop_back();
+    a.grad_q = {grads.add(q.size()), stride, compact_queries};
+    a.grad_k = {grads.add(k.size()), stride, compact_keys};
+    a.grad_v = {grads.add(v.size()), stride, compact_keys};
+    a.grad_bias = grads.add(bias.size());
+    if (shared) a.grad_shared_qkv = grads.add(shared_qkv.size());
     run(a, kernels.window_attention, a.windows, true, threads);
     out.tensors.insert(out.tensors.end(), grads.tensors.begin(), grads.tensors.end());
     return out.tensors;

@@ -32,7 +32,7 @@ def test_every_backend_computes_what_the_reference_does(operation, name, example
     for value, exact in zip(found, expected, strict=True):
         assert (value.dtype, value.shape) == (exact.dtype, exact.shape)
         if value.is_floating_point():
-            assert relative_error(value, exact) < 5e-6
+            assert relative_error(value, exact) < 5e-5  # both round; a wrong kernel is off by far more
         else:
             assert torch.equal(value, exact)
 

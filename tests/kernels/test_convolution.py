@@ -1,5 +1,9 @@
 """The library's 3x3 convolution against PyTorch's in float64."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -81,6 +85,8 @@ def test_images_are_apart_and_nan_stays_where_it_is():
 @pytest.mark.parametrize(("dtype", "autocast"), [(torch.float64, False), (torch.float32, True)])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_what_it_leaves_to_pytorch(dtype, autocast, kernel):
+    if autocast and CPU_LIBRARY.instruction_set != "avx512_bf16":
+        pytest.skip("a processor without bfloat16 products: the next test")
     x, weight = torch.randn(1, 5, 6, 4, dtype=dtype), torch.randn(3, 4, kernel, kernel, dtype=dtype)
     bias = torch.randn(3, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -91,6 +97,43 @@ def test_what_it_leaves_to_pytorch(dtype, autocast, kernel):
     assert y.dtype == expected.dtype
     assert y.is_contiguous()
     torch.testing.assert_close(y, expected)
+
+
+AUTOCAST = """
+import torch
+from torch.nn import functional as F
+from masked_swin import MaskedSwinIR, ModelConfig
+from masked_swin.kernels import CPU_LIBRARY, convolution
+assert CPU_LIBRARY.instruction_set == "avx2"
+for kernel in (1, 3):
+    x, weight, bias = torch.randn(2, 5, 6, 4), torch.randn(3, 4, kernel, kernel), torch.randn(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = convolution(x, weight, bias)
+    expected = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=kernel // 2).permute(0, 2, 3, 1)
+    torch.testing.assert_close(y, expected)
+for kernel in (1, 3):
+    config = ModelConfig(embed_dim=12, depths=(2,), num_heads=(2,), window_size=4, conv_first_kernel=kernel)
+    model, image = MaskedSwinIR(config).train(), torch.rand(2, 3, 8, 8)
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = model(image)
+        found.append([out, *torch.autograd.grad(out.square().sum(), list(model.parameters()), materialize_grads=True)])
+    for exact, value in zip(*found):
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, exact, rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.skipif(CPU_LIBRARY.instruction_set in (None, "portable"), reason="needs AVX2")
+def test_where_bfloat16_is_emulated_autocast_computes_in_float32():
+    """The choice of the instruction set is made once: a process of its own, with one that has no bfloat16."""
+    environment = os.environ | {"MASKED_SWIN_CPU_ISA": "avx2"}
+    done = subprocess.run(
+        [sys.executable, "-c", AUTOCAST], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_shapes_that_do_not_fit_are_refused():

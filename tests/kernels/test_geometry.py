@@ -59,14 +59,16 @@ def test_bias_table_is_refused_if_it_does_not_fit():
 
 
 @pytest.mark.parametrize(
-    ("windows", "message"),
+    ("sizes", "message"),
     [
-        (Windows(4, 8, (8, 8)), "larger than the image"),
-        (Windows(12, 8, (8, 8)), "not a multiple"),
-        (Windows(8, 8, (8, 8), (8, 0)), "smaller than the window"),
-        (Windows(8, 8, (0, 8)), "at least 1"),
+        ((4, 8, (8, 8)), "larger than the image"),
+        ((8, 8, 8), r"window must be a pair \(height, width\), got 8"),
+        ((8, 8, (4, 4), 2), "shift must be a pair"),
+        ((12, 8, (8, 8)), "not a multiple"),
+        ((8, 8, (8, 8), (8, 0)), "smaller than the window"),
+        ((8, 8, (0, 8)), "at least 1"),
     ],
 )
-def test_windows_that_do_not_tile_are_refused(windows, message):
+def test_windows_that_do_not_tile_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
-        windows.check()
+        Windows(*sizes)

@@ -92,3 +92,9 @@ def test_gradient_stops_where_noise_is_clipped():
     (gradient,) = torch.autograd.grad(noisy.sum(), image)
     inside = (noisy > 0) & (noisy < 1)
     assert torch.equal(gradient != 0, inside)
+
+
+@pytest.mark.parametrize("sigma", [15, -0.1, float("nan")])
+def test_a_sigma_in_units_of_8_bits_is_refused(sigma):
+    with pytest.raises(ValueError, match=r"sigma must lie in \[0, 1\].*/ 255"):
+        gaussian_noise(torch.rand(2, 3, 8, 8), sigma, key())

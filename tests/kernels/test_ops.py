@@ -6,57 +6,22 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from masked_swin.kernels import (
     CPU_LIBRARY,
-    SwinBlockWeights,
-    VisibleTokens,
-    Windows,
-    swin_block,
-    token_mask,
     window_attention,
 )
-from tests.support.attention_cases import USES, make_case
+from tests.support.block_cases import CHANNELS, MaskedBlock
+from tests.support.examples import all_examples, examples
 
 pytestmark = pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
-CHANNELS, HEADS = 12, 3
-
-
-def operator_arguments(use):
-    case = make_case(use, window=(4, 4), shift=(2, 2), heads=2, head_dim=5, batch=1)
-    tensors = {name: t.float().requires_grad_() for name, t in case.tensors.items()}
-    plan = case.fixed.get("visible")
-    masked = torch.stack([tensors[f"masked_{n}"].detach() for n in "qkv"]).requires_grad_() if use == "zero" else None
-    mask = case.fixed.get("window_mask")
-    return (
-        *(tensors[name] for name in ("q", "k", "v", "bias")),
-        masked,
-        None if plan is None else plan.offsets,
-        None if plan is None else plan.position,
-        None if plan is None else plan.regions,
-        None if mask is None else mask.float(),
-        0.4,
-    )
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck's own
-@pytest.mark.parametrize("use", USES)
-def test_opcheck_window_attention(use):
-    torch.library.opcheck(torch.ops.masked_swin.window_attention_cpu.default, operator_arguments(use))
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute")
-@pytest.mark.parametrize("mode", [0, 1, 2, 3])
-def test_opcheck_swin_block(mode):
-    weights = [w.detach().requires_grad_() for w in random_weights()[:13]]
-    windows = Windows(8, 8, (4, 4), (2, 2))
-    plan = VisibleTokens.from_keep(torch.rand(2, 64) < 0.4, windows)
-    x = torch.randn(2, 8, 8, CHANNELS, requires_grad=True)
-    token = torch.randn(CHANNELS, requires_grad=True) if mode == 1 else None
-    arguments = (x, weights, token, plan.image_keep, torch.rand(2, 2), 4, 4, 2, 2, mode, False)
-    torch.library.opcheck(torch.ops.masked_swin.swin_block_cpu.default, arguments)
-
-
-def test_opcheck_token_mask():
-    arguments = (torch.tensor(1), torch.tensor(2), torch.arange(3), 40, 2, 30, 70, True)
-    torch.library.opcheck(torch.ops.masked_swin.token_mask_cpu.default, arguments)
+@pytest.mark.parametrize(
+    ("operation", "backend", "example"),
+    [case for case in all_examples() if hasattr(torch.ops.masked_swin, f"{case[0]}_{case[1]}")],
+)
+def test_opcheck(operation, backend, example):
+    operator = getattr(torch.ops.masked_swin, f"{operation}_{backend}").default
+    torch.library.opcheck(operator, examples(operation)[example].arguments())
 
 
 def test_second_derivative_is_refused_with_the_way_out():
@@ -69,36 +34,6 @@ def test_second_derivative_is_refused_with_the_way_out():
     out = window_attention(q, k, v, bias, scale=0.5, backend="reference")
     (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
     grad.square().sum().backward()
-
-
-def random_weights() -> SwinBlockWeights:
-    def random(*shape):
-        return (0.3 * torch.randn(*shape)).requires_grad_()
-
-    c, hidden = CHANNELS, 2 * CHANNELS
-    return SwinBlockWeights(
-        *(random(c), random(c), random(3 * c, c), random(3 * c), random(49, HEADS), random(c, c), random(c)),
-        *(random(c), random(c), random(hidden, c), random(hidden), random(c, hidden), random(c), random(c)),
-    )
-
-
-class MaskedBlock(torch.nn.Module):
-    """Draws a mask, builds the plan and runs a block, as a model does."""
-
-    def __init__(self, mode="zero", backend=None):
-        super().__init__()
-        self.mode, self.backend = mode, backend
-        self.weights = random_weights()
-        for name, weight in self.weights._asdict().items():
-            self.register_parameter(name, torch.nn.Parameter(weight.detach()))
-
-    def forward(self, x, seed, draw, sample):
-        windows = Windows(x.shape[1], x.shape[2], (4, 4), (2, 2))
-        keep = ~token_mask(seed, draw, sample, windows.tokens, (0.5, 0.75))
-        weights = SwinBlockWeights(**{name: getattr(self, name) for name in SwinBlockWeights._fields})
-        visible = VisibleTokens.from_keep(keep, windows)
-        options = {"visible": visible, "mode": self.mode, "backend": self.backend}
-        return swin_block(x, weights, window=(4, 4), shift=(2, 2), **options)
 
 
 @pytest.mark.filterwarnings("ignore")  # what inductor itself warns of

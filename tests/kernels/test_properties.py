@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masked_swin.kernels import CPU_LIBRARY
-from tests.kernels.cpu.test_swin_block import MODES, NAMES, run
 from tests.support.attention_cases import USES, make_case
+from tests.support.block_cases import MODES, NAMES, run
 
 pytestmark = pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
 

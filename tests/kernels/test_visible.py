@@ -54,7 +54,6 @@ def test_expand_and_compress_are_inverse(heads):
     [
         (torch.ones(2, WINDOWS.tokens), "must be bool"),
         (torch.ones(2, 59, dtype=torch.bool), "must be bool"),
-        (torch.ones(0, WINDOWS.tokens, dtype=torch.bool), "batch of 0"),
     ],
 )
 def test_bad_masks_are_refused(keep, message):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -104,6 +105,32 @@ def test_loads_public_layouts(layout: str, tmp_path: Path) -> None:
     assert_same(load_checkpoint(tmp_path / "public.pth"), model)
 
 
+@pytest.mark.parametrize("wrapper", ["params-ema", "ema", "model_state_dict", "model", "net", "generator"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "netG."])
+def test_loads_files_of_other_tools(wrapper: str, prefix: str, tmp_path: Path) -> None:
+    model = random_model()
+    state = {prefix + name: value for name, value in public_state(model).items()}
+    torch.save({wrapper: state, "epoch": 3}, tmp_path / "other.pth")
+    assert_same(load_checkpoint(tmp_path / "other.pth"), model)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.", "module.model."])
+def test_loads_bare_states_of_modules_that_hold_the_network(prefix: str, tmp_path: Path) -> None:
+    model = random_model()
+    state = {prefix + name: value.half() for name, value in public_state(model.half(), buffers=False).items()}
+    torch.save({"n_averaged": torch.tensor(5), **state}, tmp_path / "bare.pth")
+    save_file(state, tmp_path / "bare.safetensors")
+    for name in ("bare.pth", "bare.safetensors"):
+        assert_same(load_checkpoint(tmp_path / name), model.float())
+
+
+def test_averaged_weights_win(tmp_path: Path) -> None:
+    model, average = random_model(), random_model()
+    for wrapper, other in (("params-ema", "params"), ("ema", "model"), ("params_ema", "state_dict")):
+        torch.save({other: public_state(model), wrapper: public_state(average)}, tmp_path / "both.pth")
+        assert_same(load_checkpoint(tmp_path / "both.pth"), average)
+
+
 def test_loads_safetensors_without_configuration(tmp_path: Path) -> None:
     model = random_model()
     save_file(public_state(model), tmp_path / "public.safetensors")
@@ -148,7 +175,11 @@ UNUSABLE: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "empty": (lambda state: {}, "found nothing"),
     "empty params": (lambda state: {"params": {}}, "'params'"),
     "training state": (lambda state: {"average": state, "optimizer": {}}, "state of a training run.*weights.pth"),
-    "foreign training state": (lambda state: {"model": state, "step": 5}, "'model', 'step'"),
+    "foreign training state": (lambda state: {"weights": state, "step": 5}, "'weights', 'step'"),
+    "numpy scalar": (
+        lambda state: {"params": state, "psnr": np.float64(31.2)},
+        r"a numpy\._?core\.multiarray\.scalar is inside.*save only the state dict",
+    ),
     "newer": (lambda state: {"params": state, "version": 99}, "newer masked_swin .*99.*upgrade"),
     "python objects": (lambda state: {"params": state, "path": Path("x")}, "more than tensors"),
     "Restormer": (
@@ -269,6 +300,8 @@ def test_a_failed_save_leaves_what_was_there(suffix: str, tmp_path: Path, monkey
         save_checkpoint(model, tmp_path / "no folder" / path.name)
     with pytest.raises(NotADirectoryError, match=rf"not a folder: '.*{path.name}'"):
         save_checkpoint(model, path / path.name)
+    with pytest.raises(ValueError, match="model must be a MaskedSwinIR, got str"):
+        save_checkpoint("model", path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"must end in \.pth, \.pt or \.safetensors"):
         save_checkpoint(model, tmp_path / "model.onnx")
     assert os.listdir(tmp_path) == [path.name]

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from tests.support import ptxsim
 
 F32 = np.float32

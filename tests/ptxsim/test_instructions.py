@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+
 from tests.support import ptxsim
 
 M32 = 2**32 - 1

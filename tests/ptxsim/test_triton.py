@@ -9,9 +9,10 @@ import pytest
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
+from triton.backends.compiler import GPUTarget
+
 from tests.ptxsim import triton_kernels as kernels
 from tests.support import ptxsim
-from triton.backends.compiler import GPUTarget
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
          torch.int32: "i32", torch.int64: "i64", torch.int8: "i8"}  # fmt: skip

@@ -51,10 +51,14 @@ def _window_attention(random: Any) -> dict[str, AttentionInputs]:
 
 def _swin_block(random: Any) -> dict[str, BlockInputs]:
     c, hidden, heads = 12, 24, 3
+
+    def weight(*shape: int) -> torch.Tensor:
+        return (0.3 * random(*shape)).detach().requires_grad_()
+
     weights = SwinBlockWeights(
-        *(random(c), random(c), random(3 * c, c), random(3 * c), random(35, heads), random(c, c), random(c)),
-        *(random(c), random(c), random(hidden, c), random(hidden), random(c, hidden), random(c)),
-        mask_token=random(c),
+        *(weight(c), weight(c), weight(3 * c, c), weight(3 * c), weight(35, heads), weight(c, c), weight(c)),
+        *(weight(c), weight(c), weight(hidden, c), weight(hidden), weight(c, hidden), weight(c)),
+        mask_token=weight(c),
     )
     visible = VisibleTokens.from_keep(torch.arange(2 * WINDOWS.tokens).view(2, -1) % 5 < 2, WINDOWS)
     x, scale = random(2, WINDOWS.height, WINDOWS.width, c), torch.tensor([[0.5, 1.0], [1.0, 2.0]])

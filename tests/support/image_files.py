@@ -47,7 +47,7 @@ def write_bad_files(folder: Path) -> None:
     (folder / "corrupt.png").write_bytes(corrupt)
     image.save(folder / "torn.jpg")
     (folder / "torn.jpg").write_bytes((folder / "torn.jpg").read_bytes()[:700])
-    PIL.Image.fromarray(np.zeros((24, 32), dtype=np.float32)).save(folder / "float.tif")
+    PIL.Image.fromarray(np.full((24, 32), np.nan, dtype=np.float32)).save(folder / "float.tif")
     (folder / "pretender.jpg").write_text("not an image")
     (folder / "notes.txt").write_text("not an image")
     (folder / "empty.png").touch()

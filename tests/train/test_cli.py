@@ -1,15 +1,14 @@
 """The command line: exit codes, messages, and files that keep their names."""
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from masked_swin import PRESETS, MaskedSwinIR, ModelConfig, __version__, load_checkpoint, save_checkpoint
+from masked_swin import PRESETS, MaskedSwinIR, ModelConfig, __version__, kernels, load_checkpoint, save_checkpoint
 from masked_swin.train.cli import main
-from masked_swin.train.commands import demo
+from masked_swin.train.config import parse_config
 from tests.support.image_files import write_photos
 
 NETWORK = ModelConfig(embed_dim=12, depths=(1,), num_heads=(2,), window_size=4, attention_mask=0.5)
@@ -116,13 +115,16 @@ def test_bad_training_arguments_are_named(
         ("learning_rat: 1", "'learning_rat'; did you mean learning_rate?"),
         ("network:\n  depth: [3]", "'network.depth'; did you mean network.depths?"),
         ("[1, 2]", "[1, 2]"),
+        ("", "the configuration file holds nothing; expected fields, such as `preset: tiny`"),
+        ("network: 5", "network: expected fields, such as `embed_dim: 60`, got 5"),
     ],
 )
 def test_unknown_configuration_keys_are_named(
     text: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.yaml").write_text(text)
-    assert key in usage_error(capsys, "train", "--config", str(tmp_path / "bad.yaml"))
+    for more in ([], ["--print_config"]):
+        assert key in usage_error(capsys, "train", "--config", str(tmp_path / "bad.yaml"), *more)
 
 
 def test_failing_training_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +141,14 @@ def test_committed_configurations_are_valid(name: str, capsys: pytest.CaptureFix
     assert leaving.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["preset"] == {"published": "published", "baseline": "swinir", "tiny": "tiny"}[name]
+    assert printed["network"]["embed_dim"] == PRESETS[printed["preset"]].embed_dim
+
+
+def test_what_print_config_writes_is_what_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--preset", "tiny", "--print_config"])
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert parse_config(["--config", str(tmp_path / "printed.yaml")]).network == PRESETS["tiny"]
 
 
 # denoise: the files are in test_denoising.py
@@ -193,6 +203,21 @@ def test_messages_are_plain(arguments: str, message: str, capsys: pytest.Capture
     assert len(lines) == 2
 
 
+def test_operands_keep_their_dashes(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--output", str(tmp_path / "results"), "--model", str(weights)]
+    assert main(["denoise", *flags, "--", "--my-photo.png", "-q"]) == 1
+    assert "--my-photo.png: no such file" in capsys.readouterr().err
+
+
+def test_missing_kernels_are_said(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = kernels.CPU_LIBRARY._replace(why_not="built without them")
+    monkeypatch.setattr(kernels, "CPU_LIBRARY", missing)
+    assert main(["denoise", str(photos), "--output", str(tmp_path / "results"), "--model", str(weights)]) == 0
+    assert capsys.readouterr().err.count("without the C++ kernels: built without them\n") == 1
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main(["--version"])
@@ -202,45 +227,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "denoise" in usage_error(capsys)
-
-
-# demo
-
-
-@pytest.fixture
-def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"embed_dim": 12, "depths": (1,), "num_heads": (2,)}
-    for name in ("UNMASKED", "MASKED"):
-        monkeypatch.setattr(demo, name, demo.dataclasses.replace(getattr(demo, name), **small))
-    monkeypatch.setattr(demo, "CROP_SIZE", 32)
-    monkeypatch.setattr(demo, "UNSEEN", (("mixture", 2), ("mixture", 4)))
-
-
-@pytest.mark.usefixtures("small_demo")
-def test_demo_writes_a_complete_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(demo, "REQUIRED_GAIN", -100.0)
-    output = tmp_path / "demo"
-    for _ in range(2):  # a second run starts anew in the same folder
-        assert main(["demo", "--output", str(output), "--steps", "3", "--threads", "1"]) == 0
-        assert capsys.readouterr().out.splitlines()[-1] == str(output / "report.html")
-    page = (output / "report.html").read_text()
-    shown = set(re.findall(r'src="([^"]+)"', page))
-    assert len(shown) == 2 + 2 * 2 * 3 + 2 * 2  # clean; noisy and two results for each noise; mask-and-complete
-    assert all((output / path).is_file() for path in shown)
-    assert page.count("in domain</span>") == 3
-    assert "the unmasked twin" in page
-    assert "--steps 3" in page
-    assert (output / "masked" / "weights.pth").is_file()
-
-
-@pytest.mark.usefixtures("small_demo")
-def test_demo_fails_where_training_did_not_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "demo"
-    assert main(["demo", "--output", str(output), "--seconds", "0.1"]) == 1
-    assert re.search(r"error: the unmasked network gains -\d+\.\d\d dB .* at least 2\.0 dB", capsys.readouterr().err)
-    assert (output / "report.html").is_file()
 
 
 def test_help_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import yaml
 from masked_swin import ModelConfig
 from masked_swin.train.config import TrainConfig
 from masked_swin.train.loop import Trainer
+from tests.support.faults import start_command
 from tests.support.image_files import write_pair
 
 
@@ -45,6 +47,30 @@ def torchrun_arguments(config: TrainConfig) -> list[str]:
     return [*launcher, "-m", "masked_swin.train", "train", "--config", str(path)]
 
 
+def two_processes(config: TrainConfig, folder: Path, code: int = 0) -> tuple[str, str]:
+    """What two processes print that are started as torchrun starts them; the slow tests start torchrun itself."""
+    path = Path(config.output).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config.as_dict()))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        start_command(
+            ["train", "--config", str(path)],
+            folder / f"printed{rank}",
+            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.join(120)
+    out, err = (
+        "".join((folder / f"printed{rank}" / name).read_text() for rank in range(2)) for name in ("stdout", "stderr")
+    )
+    assert {process.exitcode for process in processes} == {code}, err
+    return out, err
+
+
 def torchrun(config: TrainConfig) -> subprocess.CompletedProcess[str]:
     return subprocess.run(torchrun_arguments(config), capture_output=True, text=True, timeout=200)
 
@@ -52,11 +78,10 @@ def torchrun(config: TrainConfig) -> subprocess.CompletedProcess[str]:
 def test_two_processes_give_the_weights_of_one_with_the_whole_batch(config: TrainConfig, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     two = dataclasses.replace(config, output=str(tmp_path / "two"), accumulation=2, memory=0)
-    done = torchrun(two)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path / 'two' / 'weights.pth'}\n"
-    assert done.stderr.count("finished at step 6, saved") == 1
-    assert done.stderr.count("mapped from") == 1
+    out, err = two_processes(two, tmp_path)
+    assert out == f"{tmp_path / 'two' / 'weights.pth'}\n"
+    assert err.count("finished at step 6, saved") == 1
+    assert err.count("mapped from") == 1
     assert not list((tmp_path / "two").glob(".*"))
 
     assert Trainer(config).run() == "finished"
@@ -72,6 +97,13 @@ def test_two_processes_give_the_weights_of_one_with_the_whole_batch(config: Trai
     # A run of two processes goes on in one, as if it had been one.
     longer = dataclasses.replace(two, iterations=7)
     assert Trainer(longer).run() == "finished"
+
+
+def test_what_fails_in_the_first_process_is_said_once_without_tracebacks(config: TrainConfig, tmp_path: Path) -> None:
+    _, err = two_processes(dataclasses.replace(config, patch_size=400), tmp_path, code=1)
+    assert err.count("smaller than 400 x 400") == 2  # both images, in one message
+    assert "error: process 1: another process has ended, whose message says why" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.slow

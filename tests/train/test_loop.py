@@ -17,6 +17,7 @@ from torch import Tensor
 from masked_swin import MaskedSwinIR, MaskKey, ModelConfig, load_checkpoint
 from masked_swin.checkpoint import public_state
 from masked_swin.train import run_folder
+from masked_swin.train.cli import main
 from masked_swin.train.config import TrainConfig, changed_fields
 from masked_swin.train.loop import Trainer, learning_rate
 from masked_swin.train.progress import StepResult
@@ -219,6 +220,16 @@ def test_tensorboard_gets_the_figures_of_the_log(config: TrainConfig, monkeypatc
         Trainer(dataclasses.replace(config, tensorboard=True))
 
 
+def test_samples_of_validation_are_written(config: TrainConfig) -> None:
+    trainer = Trainer(dataclasses.replace(config, samples=1, iterations=2, validation_interval=1))
+    trainer.run()
+    assert sorted(path.name for path in (trainer.folder / "samples").iterdir()) == ["0000001_0.png", "0000002_0.png"]
+    with PIL.Image.open(trainer.folder / "samples" / "0000002_0.png") as image:
+        assert image.size == (3 * 16, 16)
+        clean = np.asarray(image)[:, 32:]
+    assert np.array_equal(clean, trainer.validation[0])
+
+
 def test_the_terminal_shows_what_matters(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = Trainer(config)
     trainer.run()
@@ -246,6 +257,23 @@ def test_signals_finish_the_step_and_save(
     assert Trainer(config).run() == ("interrupted" if number == signal.SIGINT else "terminated")
     assert signal.getsignal(number) == before
     assert Trainer(config).step == 7
+
+
+def test_a_second_ctrl_c_says_what_is_kept(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_step = Trainer.train_step
+
+    def interrupted(self: Trainer) -> StepResult:
+        if self.step == 6:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return train_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config).run()
+    assert re.search(r"not saved: step 6; step 5 is kept in .*latest\.pt", capsys.readouterr().err)
 
 
 def test_time_limit_saves(config: TrainConfig) -> None:
@@ -327,9 +355,27 @@ def test_unusable_data_and_device_are_named(config: TrainConfig) -> None:
         Trainer(dataclasses.replace(config, patch_size=64))
     with pytest.raises(ValueError, match="device 'tpu'"):
         Trainer(dataclasses.replace(config, device="tpu"))
+    two = dataclasses.replace(NETWORK, in_channels=2, image_mean=(0.0, 0.0))
+    with pytest.raises(ValueError, match=r"network\.in_channels: expected 1 \(grey\) or 3 \(RGB\), got 2"):
+        Trainer(dataclasses.replace(config, network=two))
+
+
+def test_a_grey_network_trains_on_the_luma_and_denoises_grey_images(config: TrainConfig, tmp_path: Path) -> None:
     grey = dataclasses.replace(NETWORK, in_channels=1, image_mean=(0.0,))
-    with pytest.raises(ValueError, match=r"network\.in_channels"):
-        Trainer(dataclasses.replace(config, network=grey))
+    trainer = Trainer(dataclasses.replace(config, network=grey, iterations=2, samples=1))
+    colour = np.asarray(PIL.Image.open(Path(config.data[0]) / "a.png")).astype(float)
+    expected = np.round(colour @ [0.299, 0.587, 0.114])
+    assert np.array_equal(trainer.training_images.images[0][..., 0], expected)
+    assert trainer.run() == "finished"
+    PIL.Image.fromarray(expected.astype(np.uint8)).save(tmp_path / "grey.png")
+    arguments = ["--output", str(tmp_path / "results"), "--model", config.output]
+    assert main(["denoise", str(tmp_path / "grey.png"), *arguments]) == 0
+    with PIL.Image.open(tmp_path / "results" / "grey.png") as image:
+        assert image.mode == "L"
+    assert main(["denoise", str(Path(config.data[0]) / "a.png"), *arguments]) == 1
+    for protocol in ("default", "public"):
+        scored = ["evaluate", str(tmp_path / "grey.png"), "--noise", "gaussian:1", "--model", config.output]
+        assert main([*scored, "--protocol", protocol]) == 0
 
 
 @pytest.mark.parametrize("output", ["", "images/a.png", "/proc/nowhere"])

@@ -5,7 +5,8 @@ import pytest
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from masked_swin.train.metrics import psnr, ssim, to_uint8
+from masked_swin.train.data import to_uint8
+from masked_swin.train.metrics import psnr, ssim
 
 
 @pytest.fixture(params=[(40, 57, 3), (31, 64)])

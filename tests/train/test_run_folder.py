@@ -21,7 +21,7 @@ from masked_swin import ModelConfig, load_checkpoint
 from masked_swin.train.config import TrainConfig
 from masked_swin.train.loop import Trainer
 from masked_swin.train.run_folder import PREVIOUS_FILE, STATE_FILE, RunFolder
-from tests.support.faults import file_size_limit, start_training
+from tests.support.faults import file_size_limit, start_command, start_training
 from tests.support.image_files import write_pair
 
 NETWORK = ModelConfig(embed_dim=12, depths=(1, 1), num_heads=(2, 2), window_size=4, drop_path_rate=0.3)
@@ -139,10 +139,10 @@ def test_kill_9_at_20_random_moments_loses_nothing(config: TrainConfig, tmp_path
     assert_same_run(Path(longer.output), Path(expected.output))
 
 
-def command(config: TrainConfig, **changes: object) -> list[str]:
+def arguments(config: TrainConfig, **changes: object) -> list[str]:
     path = Path(config.output).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config.as_dict() | changes))
-    return [sys.executable, "-m", "masked_swin.train", "train", "--config", str(path)]
+    return ["train", "--config", str(path)]
 
 
 @pytest.mark.parametrize(("number", "code", "ending"), [(2, 130, "interrupted"), (15, 143, "terminated")])
@@ -151,16 +151,17 @@ def test_signals_save_before_leaving_and_the_folder_is_locked(
 ) -> None:
     folder = Path(config.output)
     long = dataclasses.replace(config, iterations=10**6, checkpoint_interval=10**6, milestones=())
-    with subprocess.Popen(command(long), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not (folder / "log.jsonl").exists() and process.poll() is None:
-            time.sleep(0.02)
-        before = {path.name for path in folder.iterdir()}
-        with pytest.raises(ValueError, match=rf"in use by process {process.pid} on .*; stop that run, or choose an"):
-            Trainer(long)
-        assert {path.name for path in folder.iterdir()} >= before
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    process = start_command(arguments(long), tmp_path / "printed")
+    while not (folder / "log.jsonl").exists() and process.is_alive():
+        time.sleep(0.02)
+    before = {path.name for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=rf"in use by process {process.pid} on .*; stop that run, or choose an"):
+        Trainer(long)
+    assert {path.name for path in folder.iterdir()} >= before
+    os.kill(process.pid or 0, number)
+    process.join(60)
+    out, err = ((tmp_path / "printed" / name).read_text() for name in ("stdout", "stderr"))
+    assert process.exitcode == code
     saved = re.search(rf"{ending} at step (\d+), saved; the same command goes on from there\n$", err)
     assert saved, err
     assert "Traceback" not in err

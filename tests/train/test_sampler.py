@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from masked_swin.train.data.folders import to_array
+from masked_swin.train.data import to_array
 from masked_swin.train.sampler import Loader, PatchSampler
 from tests.support.image_files import picture
 

@@ -4,25 +4,28 @@ import dataclasses
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
-from tqdm import tqdm
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from masked_swin import MaskedSwinIR, MaskKey, ModelConfig, denoise
 from masked_swin.train.commands.report import Comparison, Completion, Figure, Report, Training, write_report
 from masked_swin.train.config import TrainConfig
-from masked_swin.train.data import folders as data
-from masked_swin.train.data.degradations import NOISES, add_noise
+from masked_swin.train.data import NOISES, add_noise, builtin_images, to_array, to_tensor, to_uint8
 from masked_swin.train.loop import Trainer
-from masked_swin.train.metrics import psnr, ssim, to_uint8
+from masked_swin.train.metrics import psnr, ssim
+from masked_swin.train.parser import Parser
+from masked_swin.train.progress import progress_bar
 from masked_swin.train.run_folder import WEIGHTS_FILE, RunFolder
+from masked_swin.train.sampler import VALIDATION_STREAM, generator
 
-# The published architecture but for its size and the convolution that ends a group: at such widths the bottleneck of
-# "3conv" has a quarter of few channels and slows the first minute of training (at 32 channels, 600 steps: 29.3 against
-# 30.7 dB). 24 channels take 1.5 times the steps of 32 in the same time and end level without masks, higher with them.
+# The published architecture, smaller, and with one convolution at the end of a group: the bottleneck of "3conv" slows
+# the first minute of training (at 32 channels, 600 steps: 29.3 against 30.7 dB). In the same time 24 channels train 1.5
+# times the steps of 32; they end equal without masks and higher with them.
 UNMASKED = ModelConfig(
     embed_dim=24,
     depths=(2, 2),
@@ -43,14 +46,31 @@ CROP_SIZE = 192
 REQUIRED_GAIN = 2.0  # dB of the unmasked network over its noisy input, in domain
 
 
+def run(arguments: Sequence[str]) -> int:
+    """Run the demo and print the path of its report; return the exit code."""
+    parser = Parser("demo", "Train two small networks on built-in images, compare them on unseen noises.")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder of the report, images, checkpoints")
+    parser.add_argument("--seconds", type=PositiveFloat, default=80.0, help="training time of each network")
+    parser.add_argument("--steps", type=PositiveInt | None, default=None, help="exact number of steps instead")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of weights, patches, noises and masks")
+    parser.add_argument("--threads", type=PositiveInt | None, default=None, help="torch's threads; none: the fastest")
+    options = parser.parse(arguments)
+    # The parser's restricted types are subclasses of numbers, which YAML does not write: plain ones from here on.
+    steps, threads = (None if number is None else int(number) for number in (options.steps, options.threads))
+    path = run_demo(
+        options.output, seconds=float(options.seconds), steps=steps, threads=threads, seed=int(options.seed)
+    )
+    print(path)
+    return 0
+
+
 def run_demo(
     output: Path, *, seconds: float = 80.0, steps: int | None = None, threads: int | None = None, seed: int = 0
 ) -> Path:
     """Train the unmasked twin, then the masked network from its weights; compare them; write the report.
 
-    Each network trains for at most `seconds`: the numbers of threads and of steps, the same for both, are set by timing
-    a few steps first, so they vary with the machine; all else is a function of them and the seed. `steps` and `threads`
-    fix them instead.
+    Each network trains for at most `seconds`. A few timed steps set the numbers of threads and steps, the same for
+    both, so they vary with the machine; `steps` and `threads` fix them instead. All else is a function of the seed.
 
     Returns:
         The path of report.html; checkpoints lie in the folders `unmasked` and `masked` beside it.
@@ -76,7 +96,7 @@ def run_demo(
 
     images = output / "images"
     images.mkdir(parents=True, exist_ok=True)
-    pairs = zip(CROPS.items(), data.builtin_images(tuple(CROPS)).images, strict=True)
+    pairs = zip(CROPS.items(), builtin_images(tuple(CROPS)).images, strict=True)
     crops = {name: image[top : top + CROP_SIZE, left : left + CROP_SIZE] for (name, (top, left)), image in pairs}
     comparisons = _compare(networks, crops, images, seed)
     report = Report(
@@ -123,7 +143,7 @@ def _train(name: str, config: TrainConfig, steps: int, time_limit: float | None)
         dataclasses.replace(config, iterations=steps, checkpoint_interval=steps, validation_interval=steps)
     )
     limit = "" if time_limit is None else f", at most {time_limit:.0f} s"
-    tqdm.write(f"{name}: {steps} steps, CPU threads: {torch.get_num_threads()}{limit}")
+    print(f"{name}: {steps} steps, CPU threads: {torch.get_num_threads()}{limit}", flush=True)
     started = time.monotonic()
     ending = trainer.run(time_limit=time_limit, description=f"train {name}")
     if ending in ("interrupted", "terminated"):
@@ -142,7 +162,7 @@ def _train(name: str, config: TrainConfig, steps: int, time_limit: float | None)
 
 
 def _useful_threads(config: TrainConfig) -> int:
-    """The number of threads that trains fastest here: on a busy machine two can be several times slower than one."""
+    """Return the number of threads that trains fastest: on a busy machine two can be several times slower than one."""
     available = torch.get_num_threads()
     times = {}
     for threads in sorted({min(2**power, available) for power in range(available.bit_length() + 1)}):
@@ -152,7 +172,7 @@ def _useful_threads(config: TrainConfig) -> int:
 
 
 def _step_time(config: TrainConfig, trials: int = 10) -> float:
-    """Seconds of one step, the median of a few on a trainer that is thrown away."""
+    """Return the median time of a step in seconds, on a trainer that is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(dataclasses.replace(config, output=folder, initial_weights=None))
     times = []
@@ -168,18 +188,18 @@ def _compare(
 ) -> list[Comparison]:
     """Denoise every crop under every noise with every network; write the images; mean PSNR and SSIM per noise."""
     comparisons = []
-    bar = tqdm(total=(1 + len(UNSEEN)) * len(crops), desc="denoise", unit="image", dynamic_ncols=True)
+    bar = progress_bar(total=(1 + len(UNSEEN)) * len(crops), description="denoise", unit="image")
     for name, image in crops.items():
         _write(image, folder / f"{name}_clean.png")
     for noise, level in (IN_DOMAIN, *UNSEEN):
         figures, scores = [], []
         for index, (name, image) in enumerate(crops.items()):
-            generator = data.generator(seed, index, data.VALIDATION_STREAM)
-            noisy = to_uint8(add_noise(image.astype(np.float32) / 255, noise, level, generator))
+            random = generator(seed, index, VALIDATION_STREAM)
+            noisy = to_uint8(add_noise(image.astype(np.float32) / 255, noise, level, random))
             results = {"noisy": noisy}
             for kind, network in networks.items():
-                restored = denoise(network, data.to_tensor(noisy), average=4, seed=seed)
-                results[kind] = to_uint8(data.to_array(restored))
+                restored = denoise(network, to_tensor(noisy), average=4, seed=seed)
+                results[kind] = to_uint8(to_array(restored))
             paths = {"clean": f"{folder.name}/{name}_clean.png"}
             for kind, result in results.items():
                 path = folder / f"{name}_{noise}{level}_{kind}.png"
@@ -204,25 +224,25 @@ def _compare(
 
 
 def _complete(network: MaskedSwinIR, crops: dict[str, np.ndarray], folder: Path, seed: int) -> list[Completion]:
-    """Mask-and-complete: what training shows to the masked network, and what it makes of it."""
+    """Show the masked network a masked image, as in training, and write what it completes."""
     completions = []
     for index, (name, image) in enumerate(crops.items()):
-        generator = data.generator(seed, index, data.VALIDATION_STREAM)
-        noisy = data.to_tensor(add_noise(image.astype(np.float32) / 255, *IN_DOMAIN, generator))[None]
+        random = generator(seed, index, VALIDATION_STREAM)
+        noisy = to_tensor(add_noise(image.astype(np.float32) / 255, *IN_DOMAIN, random))[None]
         key = MaskKey.make(seed, draw=index)
         masked = network.mask_input(noisy, key)
         with torch.no_grad():
             completed = network(masked, key=key)
-        shown = to_uint8(data.to_array(masked[0]))  # the mask value, below 0, shows as black
+        shown = to_uint8(to_array(masked[0]))  # the mask value, below 0, shows as black
         paths = {"input": f"{name}_completion_input.png", "output": f"{name}_completion_output.png"}
         _write(shown, folder / paths["input"])
-        _write(data.to_array(completed[0]), folder / paths["output"])
+        _write(to_array(completed[0]), folder / paths["output"])
         hidden = (masked == network.config.input_mask_value).all(dim=1).float().mean().item()
         completions.append(
             Completion(
                 image=name,
                 hidden=hidden,
-                psnr=psnr(data.to_array(completed[0]), image),
+                psnr=psnr(to_array(completed[0]), image),
                 paths={"clean": f"{folder.name}/{name}_clean.png"}
                 | {kind: f"{folder.name}/{path}" for kind, path in paths.items()},
             )

@@ -1,104 +1,204 @@
-"""`masked-swin denoise`: files and folders of images, names, formats, bit depth and metadata kept."""
+"""`masked-swin denoise`: denoise files and folders of images; names, formats, bit depth and metadata are kept.
+
+`run` reads the arguments. `plan_files` lists what becomes of each file before anything is written. `denoise_files` does
+it: one thread decodes ahead of the network, `denoise_pixels` runs it, another thread writes.
+"""
 
 import contextlib
-import errno
-import hashlib
-from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+import sys
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
-from tqdm import tqdm
 
-from masked_swin import PRESETS, MaskedSwinIR, load_model
-from masked_swin.inference import AttentionMask, Progress, denoise_bands
+from masked_swin import MaskedSwinIR
+from masked_swin.inference import Progress, denoise_bands
 from masked_swin.storage import remove_temporaries
 from masked_swin.tiling import check_tiles, tile_for_memory
-from masked_swin.train.data.images import DecodedImage, NotAnImageError, image_paths, read_image, write_image
+from masked_swin.train import distributed
+from masked_swin.train.commands.denoise_options import DenoiseOptions, add_denoise_options
+from masked_swin.train.data import LUMA, DecodedImage, NotAnImageError, image_paths
+from masked_swin.train.image_pipeline import Job, Outcome, Writer, decoded_ahead, named
 from masked_swin.train.journal import Journal
-from masked_swin.train.run_folder import BEST_FILE, WEIGHTS_FILE
+from masked_swin.train.messages import note_missing_kernels, report, say
+from masked_swin.train.parser import Parser
+from masked_swin.train.progress import ProgressBar, progress_bar, with_progress
+from masked_swin.train.weights import fingerprint, load_weights, weights_path
 
-RUN_WEIGHTS = (BEST_FILE, WEIGHTS_FILE)  # of a run's folder, the best first
-IN_FLIGHT = 2  # files decoded ahead of the network, and as many being written behind it
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+MAX_MEGAPIXELS = 250
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Denoise as the arguments say; return the exit code."""
+    parser = Parser(
+        "denoise",
+        "Denoise images. Names, formats, bit depth and metadata are kept; inputs are never overwritten. Started again, "
+        "an interrupted run goes on where it stopped.",
+    )
+    parser.add_argument("input", type=Path, nargs="+", help="image files, and folders (with those below them)")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results; of one image also a file")
+    parser.add_argument(
+        "--model", type=str, required=True, help="checkpoint, .pth or .safetensors, or the folder of a training run"
+    )
+    add_denoise_options(parser, "average")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
+    parser.add_argument(
+        "--max_megapixels", type=PositiveInt, default=MAX_MEGAPIXELS, help="refuse larger images (decompression bombs)"
+    )
+    options = parser.parse(arguments)
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    PIL.Image.MAX_IMAGE_PIXELS = options.max_megapixels * 10**6 // 2  # Pillow refuses twice as many...
+    warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # ...and warns from here on
+    device = distributed.device(options.device)
+    denoising = DenoiseOptions.of(options, options.attention_mask, device)
+    say(f"weights of {weights_path(options.model)}, on {device} in {denoising.precision}")
+    note_missing_kernels(device)
+    model = load_weights(options.model).to(device)
+    try:
+        outcome = denoise_files(model, options.input, options.output, denoising, overwrite=options.overwrite, say=say)
+    except KeyboardInterrupt:
+        say("finished results are kept; the same command goes on with the others")
+        raise
+    report(note=outcome.notes, skipped=outcome.skipped, failed=outcome.failures)
+    done = f", {len(outcome.done)} were there" if outcome.done else ""
+    skipped = f", {len(outcome.skipped)} skipped" if outcome.skipped else ""
+    print(f"{len(outcome.written)} images written to {options.output}{done}{skipped}, {len(outcome.failures)} failed")
+    if outcome.not_tried:
+        print(f"the disk is full: {outcome.not_tried} not tried; make room, the same command goes on", file=sys.stderr)
+    return 1 if outcome.failures or not (outcome.written or outcome.done) else 0
 
 
 @dataclass
-class Outcome:
-    """What became of the files.
+class Plan:
+    """The files of a run: `jobs` to denoise, results `done` before, and files `refused` with the reason."""
 
-    `written` now, `done` before by an interrupted run, `skipped` as no images, `notes` of what was changed on the way,
-    `failures` with their reasons; `not_tried` counts the files left when a full disk stopped the run.
-    """
-
-    written: list[Path] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
     done: list[Path] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    not_tried: int = 0
+    refused: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class DenoiseOptions:
-    """How images are denoised, see `masked_swin.denoise`; `tile` None chooses one for the memory that is free."""
-
-    attention_mask: AttentionMask = "average"
-    average: int = 4
-    seed: int = 0
-    tile: int | None = None
-    overlap: int | None = None
-
-
-def weights_path(name: str) -> Path:
-    """The checkpoint file that `name` means: itself, or the weights in the folder of a training run.
+def plan_files(sources: Sequence[Path], output: Path, journal: Journal, *, overwrite: bool) -> Plan:
+    """List what becomes of the files `sources`, and of every file below the folders `sources`; write nothing.
 
     Raises:
-        ValueError: a preset (it has no weights), a folder without weights, or no such file.
+        ValueError: no file, or a result would replace an input or, without `overwrite`, another file.
     """
-    path = Path(name)
-    if path.is_dir():
-        found = next((path / file for file in RUN_WEIGHTS if (path / file).is_file()), None)
-        if found is None:
-            others = sorted(file.name for file in path.iterdir() if file.suffix in (".pth", ".pt", ".safetensors"))
-            hint = f"it holds {', '.join(others)}: give one of them" if others else "give a .pth or .safetensors file"
+    plan = Plan()
+    for path, target in _targets(sources, output).items():
+        if not path.exists():
+            plan.refused.append(f"{path}: link to no file")
+        elif target.exists() and target.samefile(path):
+            plan.refused.append(f"{path}: the result would overwrite it through a link; choose another folder")
+        elif not overwrite and journal.is_done(path, target):
+            plan.done.append(target)
+        elif target.exists() and not overwrite and not journal.is_begun(path, target):
             raise ValueError(
-                f"model {name!r}: the folder holds no {' or '.join(RUN_WEIGHTS)} of a finished run; {hint}"
+                f"{target} is there and not a result of this model, these options and {path}; choose another output "
+                "folder, or give --overwrite"
             )
-        return found
-    if not path.is_file():
-        if name in PRESETS:
-            raise ValueError(
-                f"model {name!r} is a preset, an architecture without weights; expected a checkpoint (.pth or "
-                f".safetensors), such as weights.pth of a `masked-swin train --preset {name}` run"
-            )
-        raise ValueError(f"model {name!r}: no such checkpoint file")
-    return path
+        else:
+            plan.jobs.append(Job(path, target))
+    return plan
 
 
-def load_weights(name: str) -> MaskedSwinIR:
-    """The network of a checkpoint, or of a run's folder, ready to denoise.
+def _targets(sources: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """Return the result's path for each file."""
+    if _is_file(output):
+        source = sources[0]
+        if len(sources) > 1 or source.is_dir():
+            raise ValueError(f"output {output}: give the folder of the results, not a file, for several images")
+        endings = PIL.Image.registered_extensions()
+        if endings.get(source.suffix.lower()) != endings[output.suffix.lower()]:
+            raise ValueError(f"output {output}: the format is kept; give a name that ends in {source.suffix}")
+        if image_paths(source) and output.absolute() == source.absolute():
+            raise ValueError(f"output {output}: the result would overwrite the inputs; choose another name")
+        return {source: output}
+    targets: dict[Path, Path] = {}
+    origins: dict[Path, Path] = {}
+    results = output.resolve()
+    for source in sources:
+        base = source if source.is_dir() else source.parent
+        if results == base.resolve():
+            raise ValueError(f"output {output}: the results would overwrite the inputs; choose another folder")
+        # Results below the source folder must not feed the next run.
+        paths = [path for path in image_paths(source) if source.is_file() or results not in path.resolve().parents]
+        if not paths:
+            raise ValueError(f"{source}: the folder holds no file")
+        for path in paths:
+            target = targets[path] = output / path.relative_to(base)
+            other = origins.setdefault(target, path)
+            if other != path:
+                raise ValueError(f"{other} and {path}: both would become {target}; denoise them into two folders")
+    return targets
+
+
+def _is_file(output: Path) -> bool:
+    return output.suffix.lower() in PIL.Image.registered_extensions() and not output.is_dir()
+
+
+def denoise_files(
+    model: MaskedSwinIR,
+    sources: Sequence[Path],
+    output: Path,
+    options: DenoiseOptions | None = None,
+    *,
+    overwrite: bool = False,
+    say: Callable[[str], object] = lambda message: None,
+) -> Outcome:
+    """Denoise the files `sources`, and every image below the folders `sources`, into the folder `output`.
+
+    A single file may also become the file `output`. Relative names, formats, bit depth and metadata are kept. A file
+    that cannot be read or written is named in the outcome and the others are done; a full disk ends the run. Results
+    that an earlier run made with the same settings are not made again; any other file in their place needs `overwrite`.
+    A file has its name only when it is whole.
 
     Raises:
-        ValueError: see `weights_path`; or not a checkpoint of a network for RGB images.
+        ValueError: nothing to do, or a result would replace an input or another file.
+        OSError: the output folder cannot be written.
     """
-    model = load_model(weights_path(name))
-    if model.config.in_channels != 3:
-        raise ValueError(f"model {name!r}: expected a network of 3 channels (RGB), got {model.config.in_channels}")
-    return model
+    options = options or DenoiseOptions()
+    journal = Journal(None if _is_file(output) else output, _settings(model, options))
+    plan = plan_files(sources, output, journal, overwrite=overwrite)
+    tile = options.tile or tile_for_memory(model.config, next(model.parameters()).device)
+    check_tiles(tile, options.overlap, model.config.window_size)
+    try:
+        journal.open()
+    except OSError as error:
+        raise OSError(f"output {output}: cannot be written ({error.strerror}); choose another folder") from error
+    for folder in {job.target.parent for job in plan.jobs if job.target.parent.is_dir()}:
+        remove_temporaries(folder)
+    if plan.jobs:
+        say(f"tiles of up to {tile} x {tile} pixels{'' if options.tile else ', for the memory that is free'}")
 
-
-def fingerprint(model: MaskedSwinIR) -> str:
-    """SHA-256 of the configuration and weights, which the name of a checkpoint file does not tell."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    outcome = Outcome(done=plan.done, failures=plan.refused)
+    with contextlib.closing(decoded_ahead(plan.jobs)) as images, Writer(journal, outcome) as writer:
+        for job, decoded in with_progress(images, total=len(plan.jobs), description="denoise", unit="image"):
+            if writer.disk_full:
+                outcome.not_tried += 1
+                continue
+            try:
+                image = decoded.result()
+                journal.begin(*job)
+                bar = progress_bar(total=None, description=job.source.name, unit="pass", leave=False, delay=1)
+                with bar:
+                    restored = denoise_pixels(model, image, options, tile=tile, progress=_shown(bar))
+            except NotAnImageError as error:
+                lines = outcome.failures if job.source in sources else outcome.skipped
+                lines.append(named(job.source, error))
+            except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: torch out of memory
+                writer.note_full_disk(error)
+                outcome.failures.append(named(job.source, error))
+            else:
+                writer.submit(job, restored, image)
+    return outcome
 
 
 def denoise_pixels(
@@ -109,21 +209,33 @@ def denoise_pixels(
     tile: int,
     progress: Progress = lambda done, of: None,
 ) -> np.ndarray:
-    """The denoised image, (H, W, 3) or (H, W, 1) of a grey one, in the dtype of its pixels, rounded.
+    """Return the denoised image, (H, W, 3) or (H, W, 1) of a grey one, rounded to the dtype of its pixels.
 
-    Beside the two images there is only what one row of tiles needs.
+    Beside the two images, the memory holds one row of tiles.
 
     Raises:
         ValueError: the network gives NaN or infinity, or the image is too small for it.
     """
-    pixels, device = image.pixels, next(model.parameters()).device
-    highest = float(np.iinfo(pixels.dtype).max)
+    height = len(image.pixels) // image.pages
+    result = np.empty((*image.pixels.shape[:2], 1 if image.grey else 3), dtype=image.pixels.dtype)
+    for top in range(0, len(result), height):
+        page = image._replace(pixels=image.pixels[top : top + height])
+        _denoise_page(model, page, options, tile, progress, result[top : top + height])
+    return result
+
+
+def _denoise_page(
+    model: MaskedSwinIR, image: DecodedImage, options: DenoiseOptions, tile: int, progress: Progress, result: np.ndarray
+) -> None:
+    pixels, white, device = image.pixels, image.white, next(model.parameters()).device
+    channels = model.config.in_channels
+    if channels == 1 and not image.grey:
+        raise ValueError("a colour image, and the network is for grey ones; convert the image, or use another network")
 
     def part(rows: slice, columns: slice) -> Tensor:
-        values = pixels[rows, columns].astype(np.float32) / np.float32(highest)
+        values = pixels[rows, columns, :channels].astype(np.float32) / np.float32(white)
         return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous().to(device)
 
-    result = np.empty((*pixels.shape[:2], 1 if image.grey else 3), dtype=pixels.dtype)
     bands = denoise_bands(
         model,
         part,
@@ -135,167 +247,32 @@ def denoise_pixels(
         overlap=options.overlap,
         progress=progress,
     )
-    for top, band in bands:
-        if not band.isfinite().all():
-            raise ValueError("the network's output is not finite; the checkpoint is damaged")
-        values = band[0].permute(1, 2, 0).cpu().numpy()
-        if image.grey:
-            values = values @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
-        result[top : top + len(values)] = np.round(values * highest).astype(pixels.dtype)
-    return result
+    with options.autocast(device):
+        for top, band in bands:
+            if not band.isfinite().all():
+                raise ValueError("the network's output is not finite; the checkpoint is damaged")
+            values = band[0].permute(1, 2, 0).cpu().numpy()
+            if image.grey and channels == 3:
+                values = values @ LUMA.astype(np.float32)[:, None]
+            values = values * np.float32(white)
+            result[top : top + len(values)] = values if result.dtype == np.float32 else np.round(values)
 
 
-def denoise_files(
-    model: MaskedSwinIR,
-    source: Path,
-    output: Path,
-    options: DenoiseOptions | None = None,
-    *,
-    overwrite: bool = False,
-    say: Callable[[str], object] = lambda message: None,
-) -> Outcome:
-    """Denoise the file `source`, or every image below the folder `source`, into the folder `output`.
-
-    Relative names, formats, bit depth and metadata are kept. A file that cannot be read or written is named in the
-    outcome and the rest is done; a full disk ends the run. Results that an earlier run with the same settings made are
-    not made again; any other file in their place needs `overwrite`. A file has its name only when it is whole.
-
-    Raises:
-        ValueError: nothing to do, or a result would take the place of an input or of another file.
-        OSError: the output folder cannot be written.
-    """
-    options = options or DenoiseOptions()
-    if output.suffix.lower() in PIL.Image.registered_extensions():
-        raise ValueError(f"output {output}: give the folder of the results, not a file; names are kept")
-    base, target_folder = source if source.is_dir() else source.parent, output.resolve()
-    if target_folder == base.resolve():
-        raise ValueError(f"output {output}: the results would overwrite the inputs; choose another folder")
-    # Results below the source folder must not feed the next run.
-    paths = [path for path in image_paths(source) if source.is_file() or target_folder not in path.resolve().parents]
-    if not paths:
-        raise ValueError(f"{source}: the folder holds no file")
-    tile = options.tile or tile_for_memory(model.config, next(model.parameters()).device)
-    check_tiles(tile, options.overlap, model.config.window_size)
-    journal = _open_journal(output, model, options)
-    outcome = Outcome()
-    todo: list[tuple[Path, Path]] = []
-    for path in paths:
-        target = output / path.relative_to(base)
-        if target.exists() and target.samefile(path):
-            outcome.failures.append(f"{path}: the result would overwrite it through a link; choose another folder")
-        elif not overwrite and journal.is_done(path, target):
-            outcome.done.append(target)
-        elif target.exists() and not overwrite and not journal.is_begun(path, target):
-            raise ValueError(
-                f"{target} is there and not a result of this model, these options and {path}; choose another output "
-                "folder, or give --overwrite"
-            )
-        else:
-            todo.append((path, target))
-    for folder in {target.parent for _, target in todo if target.parent.is_dir()}:
-        remove_temporaries(folder)
-    if todo:
-        say(f"tiles of up to {tile} x {tile} pixels{'' if options.tile else ', for the memory that is free'}")
-    with contextlib.closing(_decoded(todo)) as images, _Writer(journal, outcome) as writer:
-        bar = tqdm(images, total=len(todo), desc="denoise", unit="image", dynamic_ncols=True)
-        for path, target, decoded in bar:
-            if writer.disk_full:
-                outcome.not_tried += 1
-                continue
-            try:
-                image = decoded.result()
-                journal.begin(path, target)
-                with tqdm(desc=path.name, unit="pass", leave=False, delay=1, dynamic_ncols=True) as passes:
-                    restored = denoise_pixels(model, image, options, tile=tile, progress=_shown(passes))
-            except NotAnImageError as error:
-                _fail(outcome.skipped if source.is_dir() else outcome.failures, path, error)
-            except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: torch out of memory
-                writer.note_full_disk(error)
-                _fail(outcome.failures, path, error)
-            else:
-                writer.submit(path, target, restored, image)
-    return outcome
-
-
-def _open_journal(output: Path, model: MaskedSwinIR, options: DenoiseOptions) -> Journal:
-    settings = {
+def _settings(model: MaskedSwinIR, options: DenoiseOptions) -> dict[str, object]:
+    """Name what determines the results."""
+    return {
         "model": fingerprint(model),
         "attention_mask": options.attention_mask,
         "average": options.average if options.attention_mask == "average" else 1,
         "seed": options.seed,
         "tile": options.tile,
         "overlap": options.overlap,
-    }
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        return Journal(output, settings)
-    except OSError as error:
-        raise OSError(f"output {output}: cannot be written ({error.strerror}); choose another folder") from error
+    } | ({} if options.precision == "float32" else {"precision": options.precision})
 
 
-def _decoded(todo: list[tuple[Path, Path]]) -> Generator[tuple[Path, Path, Future[DecodedImage]], None, None]:
-    """Each file with its image to come; the next IN_FLIGHT are being decoded meanwhile."""
-    ahead: deque[tuple[Path, Path, Future[DecodedImage]]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
-        try:
-            for path, target in todo:
-                ahead.append((path, target, pool.submit(read_image, path, as_stored=True)))
-                if len(ahead) > IN_FLIGHT:
-                    yield ahead.popleft()
-            while ahead:
-                yield ahead.popleft()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-class _Writer:
-    """Encodes and writes results in the background, at most IN_FLIGHT at a time; the end waits for all."""
-
-    def __init__(self, journal: Journal, outcome: Outcome) -> None:
-        self.disk_full = False
-        self._journal = journal
-        self._outcome = outcome
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self._behind: deque[tuple[Path, Path, DecodedImage, Future[None]]] = deque()
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._settle(0)
-        self._pool.shutdown()
-
-    def submit(self, path: Path, target: Path, pixels: np.ndarray, image: DecodedImage) -> None:
-        self._behind.append((path, target, image, self._pool.submit(write_image, target, pixels, image)))
-        self._settle(IN_FLIGHT)
-
-    def note_full_disk(self, error: Exception) -> None:
-        self.disk_full |= isinstance(error, OSError) and error.errno in _DISK_FULL
-
-    def _settle(self, allowed: int) -> None:
-        while len(self._behind) > allowed or (self._behind and self._behind[0][3].done()):
-            path, target, image, writing = self._behind.popleft()
-            try:
-                writing.result()
-                self._journal.done(path, target)
-            except Exception as error:  # writers raise almost anything about metadata: struct.error, KeyError...
-                self.note_full_disk(error)
-                _fail(self._outcome.failures, path, error)
-                continue
-            self._outcome.notes += image.notes
-            if image.format == "GIF":
-                self._outcome.notes.append(f"{target}: GIF keeps at most 256 colours")
-            self._outcome.written.append(target)
-
-
-def _shown(bar: "tqdm[object]") -> Progress:
+def _shown(bar: ProgressBar) -> Progress:
     def show(done: int, of: int) -> None:
         bar.total = of
         bar.update(done - bar.n)
 
     return show
-
-
-def _fail(lines: list[str], path: Path, error: Exception) -> None:
-    text = str(error)
-    lines.append(text if str(path) in text else f"{path}: {text}")

@@ -1,36 +1,23 @@
-"""`masked-swin doctor`: what runs here, why the rest does not, and whether what runs is right. Needs no extra."""
+"""`masked-swin doctor`: which backends run here, why the others do not, and a self-test. Needs no extra packages."""
 
 import argparse
+import json
 import os
 import platform
 import re
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from masked_swin.kernels import (
-    CPU_LIBRARY,
-    EmbeddingWeights,
-    SwinBlockWeights,
-    VisibleTokens,
-    Windows,
-    backend_report,
-    convolution,
-    pixel_embedding,
-    relative_position_bias,
-    swin_block,
-    window_attention,
-)
+from masked_swin.kernels import CPU_LIBRARY, backend_report
 from masked_swin.memory import available_memory
+from masked_swin.train.commands.self_test import TOLERANCE, Trial, self_test
 
 SECONDS = 10.0
-# Of the processors' flags, those that the kernels or PyTorch's matrix products use.
+# The processor flags that the kernels or PyTorch's matrix products use.
 _FLAGS = (
     "avx2",
     "fma",
@@ -45,207 +32,64 @@ _FLAGS = (
     "bf16",
 )
 _BF16_DOT_PRODUCTS = {"avx512_bf16", "amx_bf16", "bf16"}
-# float32 against float64, relative to the norm: rounding leaves 1e-6 at most, a wrong kernel far more than this.
-TOLERANCE = 1e-5
-
-# One 64 x 64 image, as wide as the published network, 75 % masked, shifted windows.
-WINDOWS = Windows(64, 64, (8, 8), (4, 4))
-CHANNELS, HEADS, HIDDEN = 60, 6, 120
 
 
-class Trial(NamedTuple):
-    """One backend on its device: the error of output and gradients against the float64 reference, or why none."""
-
-    operation: str
-    backend: str
-    device: str
-    error: float
-    why_not: str | None = None
-    milliseconds: float | None = None  # forward and backward
-
-    @property
-    def right(self) -> bool:
-        return self.why_not is not None or self.error < TOLERANCE  # a NaN is not
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run `doctor` with its own arguments; exit code 1 where a backend computes something wrong."""
+def run(arguments: Sequence[str]) -> int:
+    """Print the report and the self-test; return 1 if a backend computes something wrong, else 0."""
     parser = argparse.ArgumentParser(prog="masked-swin doctor", description="What runs on this machine, and how well.")
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="for the self-test; 0 leaves it out (default: %(default)g)"
     )
-    options = parser.parse_args(arguments)
-    print(report(), flush=True)
-    if options.seconds <= 0:
-        return 0
-    trials = self_test(options.seconds)
-    print("\n".join(_shown(trials)))
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(list(arguments))
+    if not options.json:
+        print(report(), flush=True)
+    trials = self_test(options.seconds) if options.seconds > 0 else []
+    if options.json:
+        tested = [{**trial._asdict(), "error": trial.error if trial.why_not is None else None} for trial in trials]
+        print(json.dumps({**facts(), "self_test": tested}, indent=1))
+    elif trials:
+        print("\n".join(_shown(trials)))
     return 0 if all(trial.right for trial in trials) else 1
 
 
 def report() -> str:
-    """Versions, processor, memory, and each kernel backend with the reason why it cannot run."""
-    lines = ["versions"]
-    lines += [f"  {name:12} {text}" for name, text in _versions().items()]
-    library = f"loaded, {CPU_LIBRARY.instruction_set}" if CPU_LIBRARY.loaded else f"not loaded: {CPU_LIBRARY.why_not}"
-    model, flags = _processor()
-    dot_products = sorted(_BF16_DOT_PRODUCTS & flags)
-    lines += [
-        "processor",
-        f"  name         {model}",
-        f"  cores        {_usable_cores()} usable of {os.cpu_count()}",
-        f"  threads      {torch.get_num_threads()} (torch)",
-        f"  instructions {' '.join(flag for flag in _FLAGS if flag in flags) or 'unknown'}",
-        f"  torch uses   {torch.backends.cpu.get_cpu_capability()}",
-        f"  bf16 dot     {', '.join(dot_products) if dot_products else 'none: bfloat16 gains no speed'}",
-        f"  memory       {available_memory() / 2**30:.1f} GiB free",
-        f"  cuda         {_cuda()}",
-        "native library",
-        f"  C++ kernels  {library}",
-        "kernel backends, the first that can run is taken",
-    ]
+    """Describe versions, processor and memory, and each kernel backend with the reason why it cannot run."""
+    lines = []
+    for section, values in _machine().items():
+        lines += [section, *(f"  {name:12} {value}" for name, value in values.items())]
+    lines.append("kernel backends, the first that can run is taken")
     for operation, name, why_not in backend_report():
         lines.append(f"  {operation:16} {name:9} {'ready' if why_not is None else f'cannot run: {why_not}'}")
     return "\n".join(lines)
 
 
-def self_test(seconds: float = SECONDS) -> list[Trial]:
-    """Each backend that can run against the reference in float64, and its time where it is right.
+def facts() -> dict[str, Any]:
+    """Return the report as data."""
+    backends = [{"operation": operation, "backend": name, "why_not": why} for operation, name, why in backend_report()]
+    return {**_machine(), "backends": backends}
 
-    Forward and backward with gradients of all inputs. Times are medians of rounds in which all backends of an operation
-    take turns, until about `seconds` are over.
-    """
-    started = time.monotonic()
-    operations = {
-        "window_attention": _attention(),
-        "swin_block": _block(),
-        "pixel_embedding": _embedding(),
-        "convolution": _convolution(),
+
+def _machine() -> dict[str, dict[str, str]]:
+    library = f"loaded, {CPU_LIBRARY.instruction_set}" if CPU_LIBRARY.loaded else f"not loaded: {CPU_LIBRARY.why_not}"
+    if not CPU_LIBRARY.loaded:
+        library += "; with a C++ compiler: pip install --no-cache-dir --force-reinstall masked-swin"
+    model, flags = _processor()
+    dot_products = sorted(_BF16_DOT_PRODUCTS & flags)
+    return {
+        "versions": _versions(),
+        "processor": {
+            "name": model,
+            "cores": f"{_usable_cores()} usable of {os.cpu_count()}",
+            "threads": f"{torch.get_num_threads()} (torch)",
+            "instructions": " ".join(flag for flag in _FLAGS if flag in flags) or "unknown",
+            "torch uses": torch.backends.cpu.get_cpu_capability(),
+            "bf16 dot": ", ".join(dot_products) if dot_products else "none: bfloat16 gains no speed",
+            "memory": f"{available_memory() / 2**30:.1f} GiB free",
+            "cuda": _cuda(),
+        },
+        "native library": {"C++ kernels": library},
     }
-    trials: list[Trial] = []
-    runs: dict[int, Callable[[], object]] = {}
-    for operation, name, why_not in backend_report():
-        if why_not is None:
-            trial, run = _trial(operation, name, operations[operation])
-            if run is not None and trial.right:
-                runs[len(trials)] = run
-            trials.append(trial)
-    times: dict[int, list[float]] = {place: [] for place in runs}
-    while runs and (time.monotonic() - started < seconds or not min(map(len, times.values()))):
-        for place, run in runs.items():
-            before = time.perf_counter()
-            run()
-            times[place].append(time.perf_counter() - before)
-    for place, values in times.items():
-        trials[place] = trials[place]._replace(milliseconds=1e3 * statistics.median(values))
-    return trials
-
-
-Case = tuple[Callable[..., Tensor], list[Tensor]]  # function of the inputs and a backend, inputs in float64
-
-
-def _attention() -> Case:
-    generator = torch.Generator().manual_seed(0)
-    visible = _visible(generator)
-    shape = (len(visible.index), HEADS, CHANNELS // HEADS)
-    sizes = [shape, shape, shape, (15 * 15, HEADS), (3, *shape[1:])]
-    inputs = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
-
-    def run(q: Tensor, k: Tensor, v: Tensor, table: Tensor, shared: Tensor, backend: str) -> Tensor:
-        bias = relative_position_bias(table, WINDOWS.window)
-        masked = (shared[0], shared[1], shared[2])
-        here = _on(visible, q.device)
-        unused = len(here.index) - len(q)  # on devices the list has room for every token
-        q, k, v = (torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, unused)) for rows in (q, k, v))
-        return window_attention(q, k, v, bias, scale=0.3, visible=here, masked=masked, backend=backend)
-
-    return run, inputs
-
-
-def _block() -> Case:
-    generator = torch.Generator().manual_seed(0)
-    visible = _visible(generator)
-    c, m = CHANNELS, HIDDEN
-    sizes = [(c,), (c,), (3 * c, c), (3 * c,), (15 * 15, HEADS), (c, c), (c,), (c,), (c,), (m, c), (m,), (c, m), (c,)]
-    inputs = [torch.randn(1, WINDOWS.height, WINDOWS.width, c, generator=generator, dtype=torch.float64)]
-    inputs += [torch.randn(size, generator=generator, dtype=torch.float64) * size[-1] ** -0.5 for size in sizes]
-
-    def run(x: Tensor, *weights: Tensor, backend: str) -> Tensor:
-        here = _on(visible, x.device)
-        parameters = SwinBlockWeights(*weights)
-        return swin_block(x, parameters, window=WINDOWS.window, shift=WINDOWS.shift, visible=here, backend=backend)
-
-    return run, inputs
-
-
-def _embedding() -> Case:
-    generator = torch.Generator().manual_seed(0)
-    # Few: in float32 even PyTorch's sums over pixels lose digits where thousands of them are the same.
-    masked = torch.rand(1, WINDOWS.height, WINDOWS.width, generator=generator) < 0.1
-    image = torch.rand(1, 3, WINDOWS.height, WINDOWS.width, generator=generator, dtype=torch.float64)
-    sizes = [(CHANNELS, 3, 1, 1), *[(CHANNELS,)] * 3]
-    inputs = [image, *(torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)]
-
-    def run(image: Tensor, *weights: Tensor, backend: str) -> Tensor:
-        return pixel_embedding(
-            image,
-            (WINDOWS.height, WINDOWS.width),
-            masked=masked.to(image.device),
-            mean=image.new_full((3,), 0.5),
-            image_range=1.0,
-            mask_value=-0.1,
-            weights=EmbeddingWeights(*weights),
-            backend=backend,
-        ).features
-
-    return run, inputs
-
-
-def _convolution() -> Case:
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(1, WINDOWS.height, WINDOWS.width, CHANNELS), (CHANNELS // 4, CHANNELS, 3, 3), (CHANNELS // 4,)]
-    inputs = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
-    return convolution, inputs
-
-
-def _trial(operation: str, backend: str, case: Case) -> tuple[Trial, Callable[[], object] | None]:
-    run, inputs = case
-    expected = _with_gradients(run, inputs, "reference")
-    reason = "no device"
-    for device in ("cpu", *(("cuda",) if torch.cuda.is_available() else ())):
-        placed = [value.to(device, torch.float32) for value in inputs]
-        try:
-            found = _with_gradients(run, placed, backend)
-        except ValueError as refused:
-            reason = str(refused)
-            continue
-        error = max(_relative_error(a, b) for a, b in zip(found, expected, strict=True))
-
-        def timed(placed: list[Tensor] = placed, device: str = device) -> None:
-            _with_gradients(run, placed, backend)
-            if device == "cuda":
-                torch.cuda.synchronize()
-
-        return Trial(operation, backend, device, error), timed
-    return Trial(operation, backend, "none", float("nan"), reason), None
-
-
-def _with_gradients(run: Callable[..., Tensor], inputs: list[Tensor], backend: str) -> list[Tensor]:
-    inputs = [value.detach().requires_grad_() for value in inputs]
-    out = run(*inputs, backend=backend)
-    return [out.detach(), *torch.autograd.grad(out.square().sum(), inputs)]
-
-
-def _relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found.double().cpu() - expected).norm() / expected.norm())
-
-
-def _visible(generator: torch.Generator) -> VisibleTokens:
-    return VisibleTokens.from_keep(torch.rand(1, WINDOWS.tokens, generator=generator) >= 0.75, WINDOWS)
-
-
-def _on(visible: VisibleTokens, device: torch.device) -> VisibleTokens:
-    return visible if device.type == "cpu" else VisibleTokens.from_keep(visible.image_keep.to(device), WINDOWS)
 
 
 def _shown(trials: list[Trial]) -> list[str]:
@@ -284,7 +128,7 @@ def _versions() -> dict[str, str]:
 
 
 def _processor() -> tuple[str, set[str]]:
-    """Name and flags, as Linux tells them."""
+    """Return name and flags, as Linux tells them."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

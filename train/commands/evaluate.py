@@ -1,67 +1,95 @@
 """`masked-swin evaluate`: PSNR, SSIM and LPIPS of folders of results, or of what a network makes of noisy images."""
 
-import csv
-import io
 import json
-import math
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
-from tqdm import tqdm
 
 from masked_swin import MaskedSwinIR, denoise
-from masked_swin.storage import atomic_write
+from masked_swin.inference import AttentionMask
 from masked_swin.tiling import tile_for_memory
-from masked_swin.train.commands.denoise import DenoiseOptions, denoise_pixels, fingerprint
-from masked_swin.train.commands.noise import Spec, named_images, noisy_copy
-from masked_swin.train.data.images import DecodedImage, NotAnImageError, read_image
+from masked_swin.train import distributed
+from masked_swin.train.commands.denoise import denoise_pixels
+from masked_swin.train.commands.denoise_options import DenoiseOptions, add_denoise_options
+from masked_swin.train.commands.noise import SPECS_HELP, Spec, named_images, noisy_copy, parse_specs
+from masked_swin.train.commands.scores import Evaluation, Score, check_output, plain, table, write_evaluation
+from masked_swin.train.data import DecodedImage, NotAnImageError, read_image
+from masked_swin.train.messages import note_missing_kernels, report, say
 from masked_swin.train.metrics import psnr, ssim
-from masked_swin.train.perceptual import Lpips
+from masked_swin.train.parser import Parser, UsageError
+from masked_swin.train.perceptual import Lpips, load_lpips
+from masked_swin.train.progress import progress_bar
+from masked_swin.train.weights import fingerprint, load_weights
 
 Protocol = Literal["default", "public"]
-SCORES_FILE, SUMMARY_FILE = "images.csv", "summary.json"
-MEASURES = ("psnr", "ssim", "psnr_y", "ssim_y", "lpips")
 
 
-class Score(NamedTuple):
-    """One image under one noise; `kind` is "noisy", "denoised" or, of a folder of results, "result"."""
-
-    noise: str
-    image: str
-    kind: str
-    psnr: float
-    ssim: float
-    psnr_y: float
-    ssim_y: float
-    lpips: float | None
-
-
-@dataclass
-class Evaluation:
-    """The scores, images of which there is no score with the reason, and what else should be known."""
-
-    scores: list[Score] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-    def means(self) -> list[dict[str, Any]]:
-        """The mean of each measure over the images, for each noise and kind, in the order of their appearance."""
-        rows = []
-        for noise, kind in dict.fromkeys((score.noise, score.kind) for score in self.scores):
-            group = [score for score in self.scores if (score.noise, score.kind) == (noise, kind)]
-            columns = {name: [getattr(score, name) for score in group] for name in MEASURES}
-            means = {
-                name: None if None in values else float(np.mean([value for value in values if value is not None]))
-                for name, values in columns.items()
-            }
-            rows.append({"noise": noise, "kind": kind, "images": len(group), **means})
-        return rows
+def run(arguments: Sequence[str]) -> int:
+    """Print the scores, and write them; return the exit code."""
+    parser = Parser(
+        "evaluate", "Score images against clean ones: results, or noisy images and what a network makes of them."
+    )
+    parser.add_argument("clean", type=Path, help="folder of the clean images")
+    parser.add_argument("--results", type=Path, nargs="+", default=[], help="folders of results with the same names")
+    parser.add_argument("--noisy", type=Path, nargs="+", default=[], help="folders of noisy images with the same names")
+    parser.add_argument("--noise", type=str | None, default=None, help=f"noise added to the clean images: {SPECS_HELP}")
+    parser.add_argument("--noise_seed", type=NonNegativeInt, default=0, help="seed of that noise")
+    parser.add_argument("--model", type=str | None, default=None, help="checkpoint, or the folder of a training run")
+    parser.add_argument(
+        "--protocol",
+        type=Protocol,
+        default="default",
+        help='"default" denoises as `denoise` does; "public" as the test code of the paper: padded by its rule, in one '
+        "piece, one random mask. Both measure 8-bit images less a border of 1 pixel, in RGB and in Y",
+    )
+    add_denoise_options(parser, None)
+    parser.add_argument("--output", type=Path | None, default=None, help="folder for images.csv and summary.json")
+    parser.add_argument("--overwrite", action="store_true", help="replace an evaluation in the output folder")
+    parser.add_argument("--json", action="store_true", help="print the means as JSON")
+    options = parser.parse(arguments)
+    if not (options.results or options.noisy or options.noise):
+        raise UsageError("nothing to score: give --results, --noisy or --noise")
+    if options.results and (options.noisy or options.noise or options.model):
+        raise UsageError("--results are finished images: leave out --noisy, --noise and --model")
+    if options.output is not None:
+        check_output(options.output, options.overwrite)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    mask: AttentionMask = options.attention_mask or ("random" if options.protocol == "public" else "average")
+    device = distributed.device(options.device)
+    denoising = DenoiseOptions.of(options, mask, device)
+    lpips = load_lpips()
+    if lpips.why_not is not None:
+        say(f"note: no LPIPS: {lpips.why_not}")
+    model, seed = None, int(options.noise_seed)
+    if options.results:
+        evaluation = evaluate_results(options.clean, options.results, protocol=options.protocol, lpips=lpips)
+    else:
+        note_missing_kernels(device)
+        model = load_weights(options.model).to(device) if options.model else None
+        specs = parse_specs(options.noise) if options.noise else []
+        evaluation = evaluate_network(
+            *(model, options.clean, options.noisy, specs),
+            seed=seed,
+            options=denoising,
+            protocol=options.protocol,
+            lpips=lpips,
+        )
+    report(note=evaluation.notes, failed=evaluation.failures)
+    if options.output is not None:
+        settings = settings_of(model, denoising, options.protocol, seed)
+        write_evaluation(evaluation, options.output, settings, overwrite=options.overwrite)
+    if options.json:
+        print(json.dumps({"means": plain(evaluation.means()), "failures": evaluation.failures}, indent=1))
+    else:
+        print(table(evaluation.means()))
+    return 1 if evaluation.failures else 0
 
 
 def evaluate_results(clean: Path, folders: Iterable[Path], *, protocol: Protocol, lpips: Lpips) -> Evaluation:
@@ -89,11 +117,11 @@ def evaluate_network(
     protocol: Protocol,
     lpips: Lpips,
 ) -> Evaluation:
-    """Score noisy images, and what the network (None: nothing) makes of them.
+    """Score noisy images, and what the network makes of them (`model` None: the noisy images alone).
 
-    They are those of the folders `noisy`, paired by name, and of the noises `specs`, the same pixels as from
-    `masked-swin noise` with this seed. With the protocol "public" images are padded as the public test code does it and
-    seen by the network in one piece; else as `masked-swin denoise` does it.
+    The noisy images are those of the folders `noisy`, paired by name, and the clean ones with the noises `specs`, which
+    equal those of `masked-swin noise` with this seed. The protocol "public" pads images as the public test code does
+    and gives them to the network in one piece; "default" denoises as `masked-swin denoise` does.
 
     Raises:
         ValueError: a folder is missing or holds no file.
@@ -102,7 +130,7 @@ def evaluate_network(
     targets = named_images(clean)
     specs = list(specs)
     total = len(targets) * (len(specs) + len(noisy := list(noisy)))
-    with tqdm(total=total, desc="evaluate", unit="image", dynamic_ncols=True) as bar:
+    with progress_bar(total=total, description="evaluate", unit="image") as bar:
         for noise, name, target, image in _noisy_images(targets, noisy, specs, seed, evaluation):
             bar.update()
             _score(evaluation, (noise, name, "noisy"), image, target, protocol, lpips)
@@ -116,66 +144,16 @@ def evaluate_network(
     return evaluation
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
-    """Write images.csv, a line for each score, and summary.json, the means and the settings.
-
-    Raises:
-        ValueError: the folder holds an evaluation already, and not `overwrite`.
-    """
-    check_output(folder, overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(Score._fields)
-    writer.writerows(evaluation.scores)
-    with atomic_write(folder / SCORES_FILE) as file:
-        file.write(table.getvalue().encode())
-    summary = {
-        "settings": {**settings, "versions": {name: version(name) for name in ("masked-swin", "torch", "numpy")}},
-        "means": [{name: _json(value) for name, value in row.items()} for row in evaluation.means()],
-        "failures": evaluation.failures,
-    }
-    with atomic_write(folder / SUMMARY_FILE) as file:
-        file.write((json.dumps(summary, indent=1) + "\n").encode())
-
-
-def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise ValueError where an evaluation would be overwritten that should not be."""
-    if not overwrite and (folder / SCORES_FILE).exists():
-        raise ValueError(f"{folder / SCORES_FILE} is there; choose another output folder, or give --overwrite")
-
-
 def settings_of(model: MaskedSwinIR | None, options: DenoiseOptions, protocol: Protocol, seed: int) -> dict[str, Any]:
-    """What a summary says of how its numbers came about."""
+    """Return the settings that determine the scores, for the summary."""
     network = None if model is None else {"sha256": fingerprint(model), **asdict(options)}
     return {"protocol": protocol, "noise_seed": seed, "network": network}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The means as aligned text; LPIPS only where there is one."""
-    measured = [name for name in MEASURES if any(row[name] is not None for row in rows)]
-    digits = {"psnr": 2, "psnr_y": 2}
-    lines = [["noise", "", "images", *measured]]
-    for row in rows:
-        values = [f"{row[name]:.{digits.get(name, 4)}f}" for name in measured]
-        lines.append([row["noise"], row["kind"], str(row["images"]), *values])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    cells = (
-        [*(c.ljust(w) for c, w in zip(line[:2], widths, strict=False)), *map(str.rjust, line[2:], widths[2:])]
-        for line in lines
-    )
-    return "\n".join("  ".join(line).rstrip() for line in cells)
-
-
-def _json(value: Any) -> Any:
-    """JSON has no infinity, which the PSNR of equal images is."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _pairs(
     targets: dict[str, Path], folder: Path, evaluation: Evaluation
 ) -> Iterator[tuple[str, np.ndarray, DecodedImage]]:
-    """Name, clean pixels, image of the folder; what is missing or of another size is a failure."""
+    """Yield name, clean pixels and image of the folder; a missing image or one of another size is a failure."""
     images = named_images(folder)
     strangers = [str(path) for name, path in images.items() if name not in targets and path.name != "manifest.json"]
     if strangers:
@@ -194,6 +172,9 @@ def _pairs(
             sizes = (f"{one.pixels.shape[1]} x {one.pixels.shape[0]}" for one in (image, target))
             evaluation.failures.append(f"{images[name]}: of another size than {path} ({' and '.join(sizes)})")
             continue
+        if image.grey != target.grey:
+            grey, colour = (path, images[name]) if target.grey else (images[name], path)
+            evaluation.notes.append(f"{grey}: grey, compared with {colour} in colour")
         yield name, target.eight_bit, image
 
 
@@ -230,22 +211,29 @@ def _denoised(model: MaskedSwinIR, image: DecodedImage, options: DenoiseOptions,
         restored = denoise_pixels(model, image, options, tile=tile)
         return image._replace(pixels=np.ascontiguousarray(np.broadcast_to(restored, image.pixels.shape)))
     weight = next(model.parameters())
-    x = torch.from_numpy(image.eight_bit.astype(np.float32) / 255).permute(2, 0, 1)[None].to(weight.device)
+    if model.config.in_channels == 1 and not image.grey:
+        raise ValueError("a colour image, and the network is for grey ones")
+    pixels = image.eight_bit[..., : model.config.in_channels].astype(np.float32) / 255
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(weight.device)
     height, width = x.shape[-2:]
-    y = denoise(
-        model,
-        public_padding(x, model.config.window_size),
-        attention_mask=options.attention_mask,
-        average=options.average,
-        seed=options.seed,
-    )
+    with options.autocast(weight.device):
+        y = denoise(
+            model,
+            public_padding(x, model.config.window_size),
+            attention_mask=options.attention_mask,
+            average=options.average,
+            seed=options.seed,
+        )
     restored = y[0, :, :height, :width].permute(1, 2, 0).cpu().numpy()
-    return image._replace(pixels=np.round(restored * 255).astype(np.uint8))
+    result = np.round(restored * 255).astype(np.uint8)
+    return image._replace(pixels=np.ascontiguousarray(np.broadcast_to(result, image.pixels.shape)))
 
 
 def public_padding(image: Tensor, window: int) -> Tensor:
-    """(B, C, H, W) mirrored at the bottom and right, the edge included, up to (H // window + 1) * window: as the public
-    test code does it, a whole window more where the image fits already."""
+    """Mirror (B, C, H, W) at the bottom and right, edge included, up to (H // window + 1) * window.
+
+    The public test code does it so: an image whose size is a multiple of the window gets a whole window more.
+    """
     height, width = image.shape[-2:]
     image = torch.cat([image, image.flip(2)], 2)[:, :, : (height // window + 1) * window]
     return torch.cat([image, image.flip(3)], 3)[..., : (width // window + 1) * window]
@@ -264,7 +252,7 @@ def _score(
         rgb, y = ((psnr(pixels, target, luma=luma), ssim(pixels, target, luma=luma)) for luma in (False, True))
         distance = None
         if lpips.distance is not None:
-            # The public code gives OpenCV's order, BGR, to a network for RGB, so its published figures are of that.
+            # The public code gives BGR, OpenCV's order, to a network for RGB; its published figures were made so.
             order = slice(None, None, -1 if protocol == "public" else 1)
             distance = lpips.distance(pixels[..., order], target[..., order])
         evaluation.scores.append(Score(*label, *rgb, *y, distance))

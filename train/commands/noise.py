@@ -1,14 +1,14 @@
-"""`masked-swin noise`: seeded noisy copies of a folder of images, and a manifest that names and proves each of them.
+"""`masked-swin noise`: seeded noisy copies of a folder of images, and a manifest with the checksum of each.
 
-The noise of a copy is a function of the seed, the image's name below the folder (without its ending), noise and level:
-neither the order of the files nor the number of workers matters, and two runs give the same bytes.
+The noise of a copy is a function of seed, noise, level, and the image's name below the folder (without its ending). It
+does not depend on the order of the files or the number of workers: two runs give the same bytes.
 """
 
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,22 +18,68 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from tqdm import tqdm
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from masked_swin.storage import atomic_write
-from masked_swin.train.data.degradations import LEVELS, NOISES, add_noise
-from masked_swin.train.data.images import NotAnImageError, image_paths, read_image
-from masked_swin.train.metrics import to_uint8
+from masked_swin.train.data import (
+    NOISES,
+    STRENGTHS,
+    Level,
+    NotAnImageError,
+    add_noise,
+    image_paths,
+    is_image_name,
+    read_image,
+    strength,
+    to_uint8,
+)
+from masked_swin.train.messages import report
+from masked_swin.train.parser import Parser, UsageError
+from masked_swin.train.progress import with_progress
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 
-Spec = tuple[str, int]  # noise and level
+SPECS_HELP = "noises and levels, as gaussian:1,mixture:4,gaussian:sigma=25; a name alone is levels 1 to 4; all"
+
+Spec = tuple[str, Level]  # noise and level
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Write noisy copies, or check them; return the exit code."""
+    parser = Parser(
+        "noise",
+        "Write noisy copies of images as 8-bit PNG, and a manifest. The same seed gives the same bytes; nothing is "
+        "overwritten.",
+    )
+    parser.add_argument("input", type=Path, help="a folder of clean images, or one; with --check: of noisy copies")
+    parser.add_argument("--output", type=Path | None, default=None, help="folder of the copies")
+    parser.add_argument("--noise", type=str, default="all", help=SPECS_HELP)
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of the noise")
+    parser.add_argument("--workers", type=PositiveInt | None, default=None, help="threads; none: one for each core")
+    parser.add_argument("--check", action="store_true", help="compare the folder `input` with its manifest instead")
+    options = parser.parse(arguments)
+    if options.check:
+        right, problems = check_noisy(options.input)
+        report(wrong=problems)
+        print(f"{right} copies as the manifest says, {len(problems)} wrong")
+        return 1 if problems else 0
+    if options.output is None:
+        raise UsageError("missing: --output, the folder of the copies")
+    specs = parse_specs(options.noise)
+    outcome = write_noisy(options.input, options.output, specs, seed=int(options.seed), workers=options.workers)
+    report(note=outcome.notes, skipped=outcome.skipped, failed=outcome.failures)
+    print(f"{len(outcome.entries)} copies in {options.output}, {len(outcome.failures)} failed")
+    return 1 if outcome.failures else 0
 
 
 @dataclass
 class NoiseOutcome:
-    """Copies written or found as they must be, files that are no images, changes, and failures with their reasons."""
+    """The files after a run.
+
+    `entries`: manifest entries of the copies, written now or before; `skipped`: files that are no images; `notes`:
+    changes on the way; `failures`: with their reasons.
+    """
 
     entries: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -42,7 +88,9 @@ class NoiseOutcome:
 
 
 def parse_specs(text: str) -> list[Spec]:
-    """Noises and levels from "gaussian:1,mixture:4"; a name alone is all its levels, "all" is everything.
+    """Parse noises and levels such as "gaussian:1,mixture:4,gaussian:sigma=25"; a name alone is all its levels.
+
+    "all" is every noise.
 
     Raises:
         ValueError: unknown noise or level, or none at all.
@@ -54,42 +102,46 @@ def parse_specs(text: str) -> list[Spec]:
             raise ValueError(
                 f"noise {part!r}: expected all, or any of {', '.join(NOISES)}, each with :1 to :4 or without"
             )
+        if "=" in level and name in STRENGTHS:
+            strength(name, level)
+            specs.append((name, level))
+            continue
         if colon and level not in ("1", "2", "3", "4"):
-            raise ValueError(f"noise {part!r}: expected a level from 1 to 4 behind the colon")
-        levels = (int(level),) if colon else (1, 2, 3, 4)
+            raise ValueError(f"noise {part!r}: expected a level from 1 to 4 after the colon")
+        levels: tuple[Level, ...] = (int(level),) if colon else (1, 2, 3, 4)
         specs += [(noise, one) for noise in (NOISES if name == "all" else (name,)) for one in levels]
     return list(dict.fromkeys(specs))
 
 
-def noisy_copy(pixels: np.ndarray, name: str, noise: str, level: int, seed: int) -> np.ndarray:
-    """uint8 (H, W, C) with noise, rounded to 8 bits; `name` is the image's, see the top of this file."""
+def noisy_copy(pixels: np.ndarray, name: str, noise: str, level: Level, seed: int) -> np.ndarray:
+    """Add noise to uint8 (H, W, C), rounded to 8 bits; `name` is that of `image_name`."""
     digest = hashlib.sha256(f"{name}\n{noise}\n{level}".encode()).digest()
     generator = np.random.Generator(np.random.Philox(key=[seed, int.from_bytes(digest[:8], "big")]))
     return to_uint8(add_noise(pixels.astype(np.float32) / 255, noise, level, generator))
 
 
 def image_name(path: Path, source: Path) -> str:
-    """The name by which an image below `source` (or the file itself) is known: "below/picture", without its ending."""
+    """Return the name of an image below the folder `source`, or of the file `source`: "below/picture", no ending."""
     relative = path.relative_to(source if source.is_dir() else source.parent)
     return relative.with_suffix("").as_posix()
 
 
 def named_images(source: Path, below: Path | None = None) -> dict[str, Path]:
-    """Every file of `source` by `image_name`, but for those below the folder `below`.
+    """Return the files of `source` by `image_name`, without those below the folder `below`.
 
     Raises:
         ValueError: no file, or two that differ only in their ending.
     """
     found: dict[str, Path] = {}
-    for path in image_paths(source):
+    for path in sorted(image_paths(source), key=is_image_name, reverse=True):
         if below is not None and below.resolve() in path.resolve().parents:
             continue
         other = found.setdefault(image_name(path, source), path)
-        if other != path:
+        if other != path and is_image_name(path):  # but a text beside a picture may have its name
             raise ValueError(f"{other} and {path}: files that differ only in their ending; move one of them")
     if not found:
         raise ValueError(f"{source}: the folder holds no file")
-    return found
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def write_noisy(
@@ -97,14 +149,14 @@ def write_noisy(
 ) -> NoiseOutcome:
     """Write `output/<noise>_<level>/<name>.png` for every image of `source`, and `output/manifest.json`.
 
-    Images are read as 8 bits, upright; grey stays grey, alpha is dropped (noted). A copy that is there already is left
-    if it is the same, else a failure: nothing is overwritten. Copies of one run bear one seed.
+    Images are read as 8 bits, upright. Grey stays grey; alpha is dropped and noted. Nothing is overwritten: an equal
+    copy is kept, a different file in its place is a failure.
 
     Raises:
         ValueError: nothing to do, or `output` holds copies of another seed or other noises.
         OSError: `output` cannot be written.
     """
-    specs = sorted(specs)
+    specs = sorted(specs, key=lambda spec: (spec[0], str(spec[1])))
     named = named_images(source, below=output)
     if output.resolve() == source.resolve():
         raise ValueError(f"output {output}: choose another folder than that of the images")
@@ -125,7 +177,7 @@ def write_noisy(
     outcome = NoiseOutcome()
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         jobs = pool.map(partial(_copies, output=output, source=source, specs=specs, seed=seed), named.items())
-        for part in tqdm(jobs, total=len(named), desc="noise", unit="image", dynamic_ncols=True):
+        for part in with_progress(jobs, total=len(named), description="noise", unit="image"):
             for name in ("entries", "skipped", "notes", "failures"):
                 getattr(outcome, name).extend(getattr(part, name))
     outcome.entries.sort(key=lambda entry: str(entry["file"]))
@@ -136,10 +188,10 @@ def write_noisy(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of noisy copies.
+    """Read the manifest of a folder of noisy copies.
 
     Raises:
-        ValueError: none there, or not one of ours.
+        ValueError: there is none, or `masked-swin noise` has not written it.
     """
     path = folder / MANIFEST
     try:
@@ -154,7 +206,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_noisy(folder: Path) -> tuple[int, list[str]]:
-    """Compare a folder with its manifest: the number of copies that are right, and what is wrong with the others."""
+    """Compare a folder with its manifest; return the number of right copies and a line for each wrong one."""
     right, problems = 0, []
     listed = {entry["file"]: entry["sha256"] for entry in read_manifest(folder)["images"]}
     for name, expected in listed.items():
@@ -185,7 +237,7 @@ def _copies(named: tuple[str, Path], *, output: Path, source: Path, specs: list[
     if image.alpha is not None:
         outcome.notes.append(f"{path}: transparency dropped")
     if image.pixels.dtype != np.uint8:
-        outcome.notes.append(f"{path}: 16 bits rounded to 8")
+        outcome.notes.append(f"{path}: {8 * image.pixels.itemsize} bits rounded to 8")
     clean = image.eight_bit[..., :1] if image.grey else image.eight_bit
     source_digest = hashlib.sha256(path.read_bytes()).hexdigest()
     for noise, level in specs:
@@ -209,7 +261,7 @@ def _copies(named: tuple[str, Path], *, output: Path, source: Path, specs: list[
                 "source_sha256": source_digest,
                 "noise": noise,
                 "level": level,
-                "strength": LEVELS[noise][level - 1] if noise in LEVELS else None,
+                "strength": strength(noise, level) if noise in STRENGTHS else None,
                 "seed": seed,
                 "sha256": hashlib.sha256(data).hexdigest(),
             }

@@ -1,4 +1,4 @@
-"""The demo's page: report.html, filled from report.html.j2 with the figures of one run."""
+"""The demo's page: report.html, made from report.html.j2 and the figures of one run."""
 
 import importlib.metadata
 import platform
@@ -11,7 +11,7 @@ import jinja2
 from masked_swin import ModelConfig
 from masked_swin.storage import atomic_write
 
-# How the page names the noises, and what they are in a few words.
+# Name and description of each noise on the page.
 NOISE_TITLES = {
     "gaussian": ("Gaussian", "white, sigma 15: the noise both networks were trained on"),
     "speckle": ("Speckle", "multiplicative, stronger where the image is bright"),
@@ -63,7 +63,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Completion:
-    """Mask-and-complete on one image; `hidden` is the share of masked pixels."""
+    """One masked image and its completion; `hidden` is the share of masked pixels."""
 
     image: str
     hidden: float
@@ -73,7 +73,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the page shows. The first comparison is the one in domain."""
+    """Everything on the page. The first comparison is the one in domain."""
 
     comparisons: list[Comparison]
     completions: list[Completion]
@@ -113,7 +113,7 @@ def write_report(report: Report, folder: Path) -> Path:
 
 
 def _leads(comparisons: list[Comparison]) -> dict[int, float]:
-    """By level, how many dB the masked network is ahead of the unmasked one, mean over the unseen noises."""
+    """Return by level the lead of the masked network over the unmasked one in dB, mean over the unseen noises."""
     levels = sorted({row.level for row in comparisons if not row.in_domain})
     return {
         level: statistics.mean(

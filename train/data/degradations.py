@@ -6,13 +6,15 @@ correlated Gaussian and the mixture. No published noise was seeded; here the gen
 gives the same bytes on every run.
 """
 
+import re
 from collections.abc import Callable
 
 import numpy as np
 
-from masked_swin.train.metrics import to_uint8
+from masked_swin.train.data.arrays import to_uint8
 
 Image = np.ndarray
+Level = int | str  # 1..4, or a strength such as "sigma=25"
 
 # The one table of levels 1..4. Gaussian and correlated: sigma of the field in 8-bit units (level 1 of Gaussian is the
 # training noise); Poisson: alpha; speckle: variance; salt_pepper: density; mixture: composed from the other rows.
@@ -70,10 +72,10 @@ def correlated(image: Image, sigma: float, generator: np.random.Generator) -> Im
 
 def mixture(image: Image, level: int, generator: np.random.Generator) -> Image:
     """Correlated (sigma / 4), speckle (variance / 4), Poisson (alpha / 2), salt-and-pepper, each at `level` (ours)."""
-    image = correlated(image, _strength("correlated", level) / 4, generator)
-    image = speckle(image, _strength("speckle", level) / 4, generator)
-    image = poisson(image, _strength("poisson", level) / 2, generator)
-    return salt_pepper(image, _strength("salt_pepper", level), generator)
+    image = correlated(image, strength("correlated", level) / 4, generator)
+    image = speckle(image, strength("speckle", level) / 4, generator)
+    image = poisson(image, strength("poisson", level) / 2, generator)
+    return salt_pepper(image, strength("salt_pepper", level), generator)
 
 
 _BY_STRENGTH: dict[str, Callable[[Image, float, np.random.Generator], Image]] = {
@@ -86,8 +88,20 @@ _BY_STRENGTH: dict[str, Callable[[Image, float, np.random.Generator], Image]] = 
 NOISES: tuple[str, ...] = (*_BY_STRENGTH, "mixture")
 
 
-def add_noise(image: Image, noise: str, level: int, generator: np.random.Generator) -> Image:
-    """Noise `noise` of NOISES at `level` 1..4 on a float image (H, W, C) in [0, 1]; float32, clipped to [0, 1].
+# The name of each strength, as in "gaussian:sigma=25".
+STRENGTHS = {
+    "gaussian": "sigma",
+    "poisson": "alpha",
+    "speckle": "variance",
+    "salt_pepper": "density",
+    "correlated": "sigma",
+}
+
+
+def add_noise(image: Image, noise: str, level: Level, generator: np.random.Generator) -> Image:
+    """Add `noise` of NOISES to a float image (H, W, C) in [0, 1]; float32, clipped to [0, 1].
+
+    `level` is 1..4, or a strength of one's own by its name in STRENGTHS, such as "sigma=25"; a mixture has none.
 
     Raises:
         ValueError: unknown noise or level, or an image of another shape, dtype or range.
@@ -102,11 +116,24 @@ def add_noise(image: Image, noise: str, level: int, generator: np.random.Generat
     if image.size == 0 or not (image.min() >= 0 and image.max() <= 1):  # a NaN fails the comparison too
         raise ValueError("image: expected at least one value, all in [0, 1]; divide 8-bit images by 255")
     if noise == "mixture":
+        if isinstance(level, str):
+            raise ValueError(f"noise level {level!r}: a mixture has the levels 1, 2, 3 and 4 only")
         return mixture(image, level, generator)
-    return _BY_STRENGTH[noise](image, _strength(noise, level), generator)
+    return _BY_STRENGTH[noise](image, strength(noise, level), generator)
 
 
-def _strength(noise: str, level: int) -> float:
+def strength(noise: str, level: Level) -> float:
+    """Return the strength of a noise other than the mixture at a level, or that of "sigma=25".
+
+    Raises:
+        ValueError: unknown level, another name, or not a positive number.
+    """
+    if isinstance(level, str):
+        name, _, value = level.partition("=")
+        number = float(value) if re.fullmatch(r"\d*\.?\d+", value) else 0.0
+        if name != STRENGTHS[noise] or number <= 0:
+            raise ValueError(f"noise {noise}:{level}: expected {noise}:{STRENGTHS[noise]}= and a number above 0")
+        return number
     if level not in (1, 2, 3, 4):
         raise ValueError(f"noise level {level!r}: expected 1, 2, 3 or 4")
     return LEVELS[noise][level - 1]

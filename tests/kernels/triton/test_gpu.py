@@ -6,10 +6,10 @@ import torch
 from masked_swin import MaskedSwinIR, MaskKey, ModelConfig
 from masked_swin.kernels import Noise, VisibleTokens, Windows, swin_block, token_mask, window_attention
 from masked_swin.masking import gaussian_noise
-from tests.kernels.test_swin_block import block_weights
-from tests.kernels.triton.test_mlp import SHAPES as MLP_SHAPES
-from tests.kernels.triton.test_mlp import errors as mlp_errors
 from tests.support.attention_cases import USES, Case, assert_small, errors, make_case, relative_error
+from tests.support.block_cases import block_weights
+from tests.support.mlp_cases import SHAPES as MLP_SHAPES
+from tests.support.mlp_cases import errors as mlp_errors
 from tests.support.public_network import PublicBlock
 
 pytestmark = [

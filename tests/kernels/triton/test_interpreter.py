@@ -11,6 +11,7 @@ import torch
 
 from masked_swin.kernels import VisibleTokens, Windows, window_attention
 from tests.support.attention_cases import USES, assert_small, check_padded_heads, errors, make_case, relative_error
+from tests.support.examples import examples
 
 SHAPES = {
     "published": {"heads": 2, "grid": (2, 2), "batch": 1},
@@ -181,9 +182,8 @@ def test_nan_is_not_swallowed(interpreted):
 
 
 def operator_checks(use):
-    from tests.kernels.test_ops import operator_arguments
-
-    torch.library.opcheck(torch.ops.masked_swin.window_attention_triton.default, operator_arguments(use))
+    arguments = examples("window_attention")[use].arguments()
+    torch.library.opcheck(torch.ops.masked_swin.window_attention_triton.default, arguments)
 
 
 @pytest.mark.parametrize("use", ["dense", pytest.param("zero", marks=pytest.mark.slow)])

@@ -11,9 +11,8 @@ from masked_swin.kernels.swin_block import BlockInputs
 from masked_swin.kernels.triton import launch, position
 from masked_swin.kernels.triton import swin_block as triton_block
 from masked_swin.kernels.triton.launch import product_precision
-from tests.kernels.cpu.test_swin_block import NAMES, SHAPES, check_errors, run
-from tests.kernels.test_ops import MaskedBlock, random_weights
 from tests.support.attention_cases import relative_error
+from tests.support.block_cases import NAMES, SHAPES, MaskedBlock, check_errors, random_weights, run
 from tests.support.triton_on_ptxsim import on_ptxsim
 
 MODES = ("zero", "token", "drop", "visible")

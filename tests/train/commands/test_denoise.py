@@ -4,10 +4,8 @@ import errno
 import json
 import os
 import re
-import resource
-import subprocess
-import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +14,19 @@ import pytest
 import torch
 
 from masked_swin import MaskedSwinIR, ModelConfig, denoise, save_checkpoint
+from masked_swin.train import image_pipeline
 from masked_swin.train.cli import main
 from masked_swin.train.commands import denoise as denoising
-from masked_swin.train.commands.denoise import DenoiseOptions, denoise_files, load_weights
-from masked_swin.train.data import images
-from masked_swin.train.data.folders import to_array, to_tensor
-from masked_swin.train.data.images import read_image
-from masked_swin.train.metrics import to_uint8
+from masked_swin.train.commands.denoise import denoise_files
+from masked_swin.train.commands.denoise_options import DenoiseOptions
+from masked_swin.train.data import DecodedImage, read_image, to_array, to_tensor, to_uint8
+from masked_swin.train.weights import load_weights, weights_path
+from tests.support.faults import (
+    die_after_a_file_gets_its_name,
+    die_before_a_file_gets_its_name,
+    limit_file_size,
+    start_command,
+)
 from tests.support.image_files import BAD, NO_IMAGES, picture, write_bad_files, write_bomb, write_deep, write_photos
 
 NETWORK = ModelConfig(embed_dim=12, depths=(1,), num_heads=(2,), window_size=4, attention_mask=0.5)
@@ -94,6 +98,47 @@ def test_16_bits_are_denoised_as_16_bits(suffix: str, weights: Path, tmp_path: P
     assert len(np.unique(result)) > 256
 
 
+def test_device_and_precision(photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, names = photos / "colour.png", ("float32", "bfloat16")
+    for name in names:
+        assert run(source, tmp_path / name, weights, "--device", "cpu", "--precision", name) == 0
+        assert f"on cpu in {name}" in capsys.readouterr().err
+    pixels = [read_image(tmp_path / name / "colour.png").pixels.astype(int) for name in names]
+    assert 0 < np.abs(pixels[0] - pixels[1]).max() <= 4
+    assert run(source, tmp_path / "bfloat16", weights, "--precision", "float32") == 1, "another result is there"
+    assert run(source, tmp_path / "auto", weights, "--device", "tpu") == 1
+    assert "device 'tpu': not available here" in capsys.readouterr().err
+
+
+def test_one_image_into_a_file_and_several_into_a_folder(
+    photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    single = tmp_path / "one" / "result.png"
+    assert run(photos / "colour.png", single, weights) == 0
+    assert [path.name for path in single.parent.iterdir()] == ["result.png"]
+    assert run(photos / "colour.png", single, weights) == 1
+    assert "is there and not a result of this model" in capsys.readouterr().err
+    assert run(photos / "colour.png", single, weights, "--overwrite") == 0
+    assert run(photos / "colour.png", photos / "colour.png", weights, "--overwrite") == 1
+    inputs = [str(photos / "colour.png"), str(photos / "trip"), str(photos / "grey.tif")]
+    output = tmp_path / "several"
+    assert main(["denoise", *inputs, "--output", str(output), "--model", str(weights)]) == 0
+    assert results(output) == ["colour.png", "grey.tif", "photo.JPG"]
+    assert (output / "colour.png").read_bytes() == single.read_bytes()
+    (photos / "trip" / "colour.png").write_bytes((photos / "colour.png").read_bytes())
+    assert main(["denoise", *inputs, "--output", str(tmp_path / "x"), "--model", str(weights)]) == 1
+    assert "both would become" in capsys.readouterr().err
+
+
+def test_quiet(photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    PIL.Image.fromarray(picture(21, 30)).convert("P").save(photos / "palette.png")
+    (photos / "torn.png").write_bytes((photos / "colour.png").read_bytes()[:300])
+    assert run(photos, tmp_path / "results", weights, "-q") == 1
+    assert re.fullmatch(r"failed: .*torn\.png: .*\n", capsys.readouterr().err)
+    assert run(photos, tmp_path / "more", weights) == 1
+    assert "note: " in capsys.readouterr().err
+
+
 def test_results_do_not_feed_the_next_run(photos: Path, weights: Path) -> None:
     output = photos / "results"
     for _ in range(2):
@@ -114,15 +159,15 @@ def test_every_bad_file_is_named_and_the_rest_done(
     output = tmp_path / "results"
     assert run(photos, output, weights) == 1
     out, err = capsys.readouterr()
-    for name in (*BAD, "pixel.png"):
+    for name in BAD:
         assert len(re.findall(rf"^failed: .*{name}", err, re.MULTILINE)) == 1, name
     for name in NO_IMAGES:
         assert re.search(rf"^skipped: .*{name}", err, re.MULTILINE), name
     for name in ("ink.jpg", "palette.png"):
         assert re.search(rf"^note: .*{name}", err, re.MULTILINE), name
-    good = ["alpha.png", "colour.png", "deep.png", "grey.tif", "ink.jpg", "palette.png", "trip/photo.JPG"]
-    assert results(output) == good
-    assert f"7 images written to {output}, 2 skipped, 8 failed" in out
+    good = ["alpha.png", "colour.png", "deep.png", "grey.tif", "ink.jpg", "palette.png", "pixel.png"]
+    assert results(output) == [*good, "trip/photo.JPG"]
+    assert f"8 images written to {output}, 2 skipped, 7 failed" in out
 
 
 def test_a_folder_with_other_files_is_no_failure(photos: Path, weights: Path, tmp_path: Path) -> None:
@@ -180,7 +225,7 @@ def test_other_settings_or_strangers_are_not_overwritten_unasked(
     assert run(photos, output, weights, "--seed", "1") == 1, "nor is a result of an image that has changed since"
 
 
-def test_an_interrupted_run_goes_on(photos: Path, weights: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_run_goes_on(photos: Path, weights: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     expected, output = tmp_path / "expected", tmp_path / "results"
     assert run(photos, expected, weights) == 0
     passes = []
@@ -195,6 +240,7 @@ def test_an_interrupted_run_goes_on(photos: Path, weights: Path, tmp_path: Path,
     monkeypatch.setattr(denoising, "denoise_pixels", interrupt_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(photos, output, weights)
+    assert "finished results are kept; the same command goes on" in capsys.readouterr().err
     assert results(output) == ["colour.png"], "what was finished is written"
     assert run(photos, output, weights) == 0
     assert len(passes) == 4, "only the other two are made"
@@ -202,25 +248,16 @@ def test_an_interrupted_run_goes_on(photos: Path, weights: Path, tmp_path: Path,
         assert (output / name).read_bytes() == (expected / name).read_bytes()
 
 
-@pytest.mark.parametrize("named", [False, True], ids=["before-the-name", "after-the-name"])
-def test_killed_while_writing(named: bool, photos: Path, weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", [die_before_a_file_gets_its_name, die_after_a_file_gets_its_name])
+def test_killed_while_writing(fault: Callable[[], None], photos: Path, weights: Path, tmp_path: Path) -> None:
     """A process that dies when a file gets its name leaves it whole or not there, and the next run goes on."""
     output = tmp_path / "results"
-    script = (
-        "import os, signal, sys\n"
-        "from masked_swin.train.cli import main\n"
-        "replace = os.replace\n"
-        "def killed(*names):\n"
-        f"    {named} and replace(*names)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "os.replace = killed\n"
-        "main(sys.argv[1:])\n"
-    )
     arguments = ["denoise", str(photos), "--output", str(output), "--model", str(weights)]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False, timeout=120)
-    assert done.returncode == -9
+    process = start_command(arguments, tmp_path / "printed", fault=fault)
+    process.join(120)
+    assert process.exitcode == -9
     visible = [name for name in results(output) if name[0] != "."]
-    assert visible == ["colour.png"] * named
+    assert visible == ["colour.png"] * (fault is die_after_a_file_gets_its_name)
     assert run(photos, output, weights) == 0
     assert results(output) == ["colour.png", "grey.tif", "trip/photo.JPG"], "what the killed one left is cleared away"
 
@@ -229,22 +266,13 @@ def test_a_limit_on_file_sizes_fails_the_large_file_only(photos: Path, weights: 
     """The system cuts a file short: it is named, nothing of it stays, the small ones are done."""
     PIL.Image.fromarray(picture(200, 200)).save(photos / "large.png")
     output = tmp_path / "results"
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    command = [sys.executable, "-m", "masked_swin.train", "denoise", str(photos), "--output", str(output)]
-    done = subprocess.run(
-        [*command, "--model", str(weights)],
-        preexec_fn=limit,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 1, done.stderr
-    assert re.search(r"^failed: .*large.png", done.stderr, re.MULTILINE)
-    assert "Traceback" not in done.stderr
+    arguments = ["denoise", str(photos), "--output", str(output), "--model", str(weights)]
+    process = start_command(arguments, tmp_path / "printed", fault=limit_file_size)
+    process.join(120)
+    printed = (tmp_path / "printed" / "stderr").read_text()
+    assert process.exitcode == 1, printed
+    assert re.search(r"^failed: .*large.png", printed, re.MULTILINE)
+    assert "Traceback" not in printed
     assert results(output) == ["colour.png", "grey.tif", "trip/photo.JPG"]
 
 
@@ -253,7 +281,7 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(
 ) -> None:
     for number in range(6):
         PIL.Image.fromarray(picture(21, 30, seed=number)).save(photos / f"more{number}.png")
-    output, write, writes = tmp_path / "results", denoising.write_image, []
+    output, write, writes = tmp_path / "results", image_pipeline.write_image, []
 
     def full_from_the_second(path: Path, *arguments: object) -> None:
         writes.append(path)
@@ -262,7 +290,7 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(
         write(path, *arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as full:
-        full.setattr(denoising, "write_image", full_from_the_second)
+        full.setattr(image_pipeline, "write_image", full_from_the_second)
         assert run(photos, output, weights) == 1
     err = capsys.readouterr().err
     assert "No space left on device" in err
@@ -306,8 +334,10 @@ def test_inputs_are_never_overwritten(
 def test_an_output_file_and_a_damaged_network_are_refused(
     photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(photos / "colour.png", tmp_path / "result.png", weights) == 1
+    assert run(photos, tmp_path / "result.png", weights) == 1
     assert "give the folder of the results" in capsys.readouterr().err
+    assert run(photos / "colour.png", tmp_path / "result.jpg", weights) == 1
+    assert "the format is kept; give a name that ends in .png" in capsys.readouterr().err
     assert not (tmp_path / "result.png").exists()
     model = MaskedSwinIR(NETWORK)
     torch.nn.init.constant_(model.conv_last.weight, float("nan"))
@@ -336,7 +366,7 @@ def test_the_folder_of_a_run_is_a_model(weights: Path, tmp_path: Path) -> None:
     (folder / "weights.pth").write_bytes(weights.read_bytes())
     assert load_weights(str(folder)).config == NETWORK
     (folder / "best.pth").write_bytes(b"")
-    assert denoising.weights_path(str(folder)) == folder / "best.pth"
+    assert weights_path(str(folder)) == folder / "best.pth"
 
 
 def test_decoding_and_writing_overlap_the_network(
@@ -348,7 +378,7 @@ def test_decoding_and_writing_overlap_the_network(
     decoded, changed = [0], threading.Condition()
     ahead: list[int] = []
 
-    def watched_read(path: Path, **options: bool) -> images.DecodedImage:
+    def watched_read(path: Path, **options: bool) -> DecodedImage:
         image = read_image(path, **options)
         with changed:
             decoded[0] += 1
@@ -363,10 +393,10 @@ def test_decoding_and_writing_overlap_the_network(
         return restored(*arguments, **options)
 
     restored = denoising.denoise_pixels
-    monkeypatch.setattr(denoising, "read_image", watched_read)
+    monkeypatch.setattr(image_pipeline, "read_image", watched_read)
     monkeypatch.setattr(denoising, "denoise_pixels", watched_denoise)
     torch.manual_seed(0)
-    outcome = denoise_files(MaskedSwinIR(NETWORK), photos, tmp_path / "results", DenoiseOptions(average=1))
+    outcome = denoise_files(MaskedSwinIR(NETWORK), [photos], tmp_path / "results", DenoiseOptions(average=1))
     assert len(outcome.written) == 7
     assert max(ahead) == 3, "and not the whole folder"
     entries = [json.loads(line) for line in (tmp_path / "results/.masked-swin.jsonl").read_text().split("\n") if line]

@@ -15,9 +15,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from masked_swin import MaskedSwinIR, MaskKey, ModelConfig, save_checkpoint
 from masked_swin.train.cli import main
-from masked_swin.train.commands.denoise import load_weights
 from masked_swin.train.commands.evaluate import public_padding
 from masked_swin.train.perceptual import WEIGHTS, load_lpips
+from masked_swin.train.weights import load_weights
 from tests.support.image_files import picture
 
 NETWORK = ModelConfig(embed_dim=12, depths=(2,), num_heads=(2,), window_size=4, attention_mask=0.5)
@@ -88,7 +88,12 @@ def test_results_are_scored_as_scikit_image_does(
     assert summary["images"] == 2
     for name in ("psnr", "ssim_y"):
         assert summary[name] == pytest.approx(np.mean([float(row[name]) for row in rows.values()]))
-    line = capsys.readouterr().out.splitlines()[-1]
+    assert main(["evaluate", str(clean), "--results", str(results), "--json"]) == 0
+    out = capsys.readouterr().out
+    printed = json.loads(out[out.index("{") :])
+    assert printed["means"][0]["psnr"] == summary["psnr"]
+    assert printed["failures"] == []
+    line = out[: out.index("{")].splitlines()[-1]
     assert f"{summary['psnr']:.2f}" in line
 
     assert main(["evaluate", str(clean), "--results", str(clean), "--output", str(tmp_path / "same")]) == 0
@@ -165,6 +170,9 @@ def test_what_has_no_score_is_named(clean: Path, tmp_path: Path, capsys: pytest.
     assert "(20 x 20 and 37 x 32)" in err
     assert f"b.png: no image b in {results}" in err
     assert "note: no clean image for" in err
+    PIL.Image.open(clean / "b.png").convert("L").save(results / "b.tif")
+    main(["evaluate", str(clean), "--results", str(results)])
+    assert f"note: {results / 'b.tif'}: grey, compared with {clean / 'b.png'} in colour" in capsys.readouterr().err
     PIL.Image.fromarray(picture(8, 9)).save(results / "a.png")
     PIL.Image.fromarray(picture(8, 9)).save(clean / "a.png")
     assert main(["evaluate", str(clean), "--results", str(results)]) == 1

@@ -77,6 +77,16 @@ def test_the_manifest_names_and_proves_every_copy(clean: Path, tmp_path: Path) -
     assert check_noisy(output) == (8, [])
 
 
+def test_a_strength_of_ones_own(clean: Path, tmp_path: Path) -> None:
+    flat = np.full((64, 64, 3), 128, dtype=np.uint8)
+    own = noisy_copy(flat, "a", "gaussian", "sigma=25", 0).astype(float)
+    assert own.std() == pytest.approx(25, rel=0.03)
+    write_noisy(clean, tmp_path / "noisy", parse_specs("gaussian:sigma=25,gaussian:2"))
+    entries = json.loads((tmp_path / "noisy" / MANIFEST).read_text())["images"]
+    assert {(entry["level"], entry["strength"]) for entry in entries} == {(2, 25.0), ("sigma=25", 25.0)}
+    assert (tmp_path / "noisy" / "gaussian_sigma=25" / "a.png").is_file()
+
+
 def test_check_finds_every_change(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "noisy"
     assert main(["noise", str(clean), "--output", str(output), "--noise", "speckle:1"]) == 0
@@ -121,7 +131,6 @@ def test_every_bad_file_is_named_and_the_rest_done(
     clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_bad_files(clean)
-    (clean / "empty.txt").unlink()  # would differ from empty.png in the ending only
     write_deep(clean / "deep.png", picture(dtype=np.uint16))
     assert main(["noise", str(clean), "--output", str(tmp_path / "noisy"), "--noise", "gaussian:1"]) == 1
     out, err = capsys.readouterr()
@@ -133,12 +142,14 @@ def test_every_bad_file_is_named_and_the_rest_done(
 
 
 def test_files_that_differ_in_their_ending_only_are_refused(clean: Path, tmp_path: Path) -> None:
+    (clean / "a.txt").write_text("not an image")
+    assert len(write_noisy(clean, tmp_path / "first", parse_specs("gaussian:1")).entries) == 4
     PIL.Image.fromarray(picture()).save(clean / "a.tif")
     with pytest.raises(ValueError, match=r"a\.png and .*a\.tif: files that differ only in their ending"):
         write_noisy(clean, tmp_path / "noisy", parse_specs("gaussian:1"))
 
 
-@pytest.mark.parametrize("text", ["gausian", "gaussian:5", "gaussian:", "", "all:0"])
+@pytest.mark.parametrize("text", ["gausian", "gaussian:5", "gaussian:", "", "all:0", "all:sigma=2", "mixture:sigma=2"])
 def test_bad_noises_are_named(text: str, clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["noise", str(clean), "--output", str(tmp_path / "noisy"), "--noise", text]) == 1
     assert f"noise {text!r}: expected" in capsys.readouterr().err
@@ -147,4 +158,11 @@ def test_bad_noises_are_named(text: str, clean: Path, tmp_path: Path, capsys: py
 def test_specs() -> None:
     assert parse_specs("gaussian:2, mixture") == [("gaussian", 2), *(("mixture", level) for level in (1, 2, 3, 4))]
     assert parse_specs("all:1") == [(noise, 1) for noise in NOISES]
+    assert parse_specs("gaussian:sigma=25,speckle:variance=0.1") == [
+        ("gaussian", "sigma=25"),
+        ("speckle", "variance=0.1"),
+    ]
+    for wrong in ("gaussian:sigma=", "gaussian:sigma=0", "gaussian:sigma=-1", "gaussian:alpha=2", "poisson:alpha=x"):
+        with pytest.raises(ValueError, match=f"noise {wrong}: expected {wrong.partition('=')[0].split(':')[0]}:"):
+            parse_specs(wrong)
     assert parse_specs("gaussian:1,gaussian") == [("gaussian", level) for level in (1, 2, 3, 4)]

@@ -13,7 +13,7 @@ from masked_swin.train.data.degradations import (
     salt_pepper,
     speckle,
 )
-from masked_swin.train.data.folders import generator
+from masked_swin.train.sampler import generator
 
 GREY = np.full((400, 400, 3), 0.5, dtype=np.float32)
 

@@ -1,5 +1,6 @@
 """Image files in and out: bit depth, alpha and metadata survive; bad files are named."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,13 @@ def test_further_pictures_in_a_file_are_said(tmp_path: Path) -> None:
     decoded = read_image(tmp_path / "pages.tif")
     assert "only the first of 3 pictures" in decoded.notes[0]
     assert np.array_equal(decoded.pixels, picture())
+
+
+def test_without_libvips_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_deep(tmp_path / "deep.tif", picture(dtype=np.uint16))
+    monkeypatch.setitem(sys.modules, "pyvips", None)
+    with pytest.raises(ValueError, match=r"deep\.tif: needs libvips .*; install 'masked-swin\[train\]'"):
+        read_image(tmp_path / "deep.tif")
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

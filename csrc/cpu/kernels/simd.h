@@ -1,0 +1,277 @@
+// Vectors of fp32, in which the kernels are written together with the products of product.h.
+//
+// setup.py compiles every source of this folder once per instruction set, which MASKED_SWIN_ISA names. GCC/Clang vector
+// types make one source serve all. A source includes C headers only and keeps everything in the namespace of its
+// instruction set: the linker could merge an inline function of the C++ library, compiled here for AVX-512, into code
+// that older machines run.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define MASKED_SWIN_LANES 16
+#elif defined(__AVX__)
+#define MASKED_SWIN_LANES 8
+#else
+#define MASKED_SWIN_LANES 4
+#endif
+#define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
+
+namespace masked_swin {
+namespace MASKED_SWIN_ISA {
+
+constexpr int LANES = MASKED_SWIN_LANES;
+// 32 registers: 24 accumulators leave room for 4 loads. 16 registers: 12 leave room for 2.
+constexpr int ACCUMULATORS = LANES == 16 ? 24 : 12;
+constexpr int VECTORS = LANES == 16 ? 4 : 2;  // of one product block
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t VecInt __attribute__((vector_size(LANES * 4)));
+typedef float VecUnaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
+INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
+INLINE Vec splat(float a) {  // keeps all bits, those of words too
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_set1_ps(a));
+#else
+  return a - Vec{};
+#endif
+}
+INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b if either is NaN
+constexpr int round_up(int n) { return (n + LANES - 1) / LANES * LANES; }
+
+// e^x with relative error 2e-7; 0 or denormal below -87, where fp32 has no normal number left; NaN stays NaN. x must
+// not exceed 88.
+INLINE Vec exp(Vec x) {
+#if defined(__AVX512F__)
+  const Vec t = x * 1.44269504f;
+  const Vec n =
+      reinterpret_cast<Vec>(_mm512_maskz_roundscale_ps(0xffff, reinterpret_cast<__m512>(t), _MM_FROUND_TO_NEAREST_INT));
+#else
+  const Vec shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec t = max(splat(-87.0f), x) * 1.44269504f;
+  const Vec n = (t + shifter) - shifter;
+#endif
+  const Vec r = t - n;
+  // 2^r on [-0.5, 0.5]: minimax polynomial of degree 6
+  Vec p = splat(1.5353362e-4f);
+  p = p * r + 1.3398874e-3f;
+  p = p * r + 9.6184373e-3f;
+  p = p * r + 5.5503324e-2f;
+  p = p * r + 2.4022648e-1f;
+  p = p * r + 6.9314720e-1f;
+  p = p * r + 1.0f;
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(
+      _mm512_maskz_scalef_ps(0xffff, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+#else
+  const VecInt exponent = __builtin_convertvector(n, VecInt) + 127;
+  const Vec power = reinterpret_cast<Vec>(exponent << 23);
+  return x < -87.0f ? Vec{} : p * power;
+#endif
+}
+
+template <int... I>
+struct Sequence {};
+template <int N, int... I>
+struct MakeSequence : MakeSequence<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeSequence<0, I...> {
+  typedef Sequence<I...> type;
+};
+typedef MakeSequence<LANES>::type Lanes;
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define MASKED_SWIN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#endif
+#endif
+#ifndef MASKED_SWIN_SHUFFLE  // GCC before 12
+#define MASKED_SWIN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, VecInt{__VA_ARGS__})
+#endif
+
+// One step of a transposition: swap the off-diagonal S x S blocks of rows a and b.
+template <int S, int... I>
+INLINE void exchange(Vec& a, Vec& b, Sequence<I...>) {
+  const Vec low = MASKED_SWIN_SHUFFLE(a, b, ((I & S) ? LANES + I - S : I)...);
+  b = MASKED_SWIN_SHUFFLE(a, b, ((I & S) ? LANES + I : I + S)...);
+  a = low;
+}
+
+template <int S>
+INLINE void exchange_all(Vec (&r)[LANES]) {
+  if constexpr (S < LANES) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+      if (!(i & S)) exchange<S>(r[i], r[i + S], Lanes());
+    exchange_all<2 * S>(r);
+  }
+}
+
+#if defined(__AVX512F__)
+// The same for 16 lanes with shuffles that need no index registers: 4 x 4 blocks inside 128-bit quarters, then the
+// quarters.
+INLINE void transpose(Vec (&r)[LANES]) {
+  __m512 t[16], *v = reinterpret_cast<__m512*>(r);
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; k++) {
+      const __m512d a = _mm512_castps_pd(t[i + k]), b = _mm512_castps_pd(t[i + k + 2]);
+      v[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+      v[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+#pragma GCC unroll 2
+  for (int half = 0; half < 16; half += 8)
+#pragma GCC unroll 4
+    for (int i = half; i < half + 4; i++) {
+      t[i] = _mm512_shuffle_f32x4(v[i], v[i + 4], 0x88);
+      t[i + 4] = _mm512_shuffle_f32x4(v[i], v[i + 4], 0xdd);
+    }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    v[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+    v[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+#else
+INLINE void transpose(Vec (&r)[LANES]) { exchange_all<1>(r); }
+#endif
+
+// The first `count` <= LANES values of a vector. Nothing past them is touched; a load fills up with 0.
+INLINE Vec load_first(const float* p, int count) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
+#else
+  Vec v = {};
+  memcpy(&v, p, sizeof(float) * count);
+  return v;
+#endif
+}
+INLINE void store_first(float* p, Vec v, int count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<__m512>(v));
+#else
+  memcpy(p, &v, sizeof(float) * count);
+#endif
+}
+
+// Lane i becomes the next value of p if bit i of `lanes` is set, else `other`. Reads up to LANES values.
+INLINE Vec expand(const float* p, uint32_t lanes, Vec other) {
+#if defined(__AVX512F__)
+  const __m512 v = reinterpret_cast<__m512>(load(p));
+  return reinterpret_cast<Vec>(
+      _mm512_mask_expand_ps(reinterpret_cast<__m512>(other), static_cast<__mmask16>(lanes), v));
+#else
+  for (int i = 0; i < LANES; i++)
+    if (lanes >> i & 1) other[i] = *p++;
+  return other;
+#endif
+}
+
+// The reverse: stores the lanes with a set bit adjacently, and arbitrary values past them, up to LANES in all. Returns
+// the other lanes, and 0 in these.
+INLINE Vec compress(float* p, uint32_t lanes, Vec v) {
+#if defined(__AVX512F__)
+  const __mmask16 mask = static_cast<__mmask16>(lanes);
+  const __m512 all = reinterpret_cast<__m512>(v);
+  store(p, reinterpret_cast<Vec>(_mm512_maskz_compress_ps(mask, all)));
+  return reinterpret_cast<Vec>(_mm512_maskz_mov_ps(static_cast<__mmask16>(~mask), all));
+#else
+  for (int i = 0; i < LANES; i++)
+    if (lanes >> i & 1) {
+      *p++ = v[i];
+      v[i] = 0.0f;
+    }
+  return v;
+#endif
+}
+
+INLINE Vec reciprocal(Vec x) {
+#if defined(__AVX512F__)
+  const Vec guess = reinterpret_cast<Vec>(_mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(x)));
+  return guess * (2.0f - x * guess);
+#else
+  return 1.0f / x;
+#endif
+}
+
+INLINE Vec inverse_root(Vec x) {
+#if defined(__AVX512F__)
+  return 1.0f / reinterpret_cast<Vec>(_mm512_maskz_sqrt_ps(0xffff, reinterpret_cast<__m512>(x)));
+#else
+  float roots[LANES];
+  store(roots, x);
+  for (int i = 0; i < LANES; i++) roots[i] = 1.0f / __builtin_sqrtf(roots[i]);
+  return load(roots);
+#endif
+}
+
+INLINE bool all_above(Vec a, Vec b) {  // false if any is NaN
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GT_OQ) == 0xffff;
+#else
+  bool all = true;
+  for (int i = 0; i < LANES; i++) all = all && a[i] > b[i];
+  return all;
+#endif
+}
+
+INLINE float sum(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#else
+  float total = 0.0f;
+  for (int i = 0; i < LANES; i++) total += v[i];
+  return total;
+#endif
+}
+
+// out[c][i] = rows[i][c] for c < columns, i < count; columns of `out` from count up to `width` are 0.
+static void gather_transposed(const float* const* rows, int count, int width, int columns, float* out, int out_stride) {
+  for (int i = 0; i < width; i += LANES)
+    for (int c = 0; c < columns; c += LANES) {
+      Vec r[LANES];
+      const int wide = columns - c < LANES ? columns - c : LANES;
+      if (i + LANES <= count && wide == LANES) {
+#pragma GCC unroll 16
+        for (int k = 0; k < LANES; k++) r[k] = load(rows[i + k] + c);
+      } else {
+#pragma GCC unroll 16
+        for (int k = 0; k < LANES; k++) r[k] = i + k < count ? load_first(rows[i + k] + c, wide) : Vec{};
+      }
+      transpose(r);
+      for (int k = 0; k < wide; k++) store(out + (size_t)(c + k) * out_stride + i, r[k]);
+    }
+}
+
+// rows[i][c] = in[c][i] for c < columns, i < count. Reads `in` up to column round_up(count).
+static void scatter_transposed(const float* in, int in_stride, int count, int columns, float* const* rows) {
+  for (int i = 0; i < count; i += LANES)
+    for (int c = 0; c < columns; c += LANES) {
+      Vec r[LANES];
+      const int wide = columns - c < LANES ? columns - c : LANES;
+      for (int k = 0; k < LANES; k++) r[k] = k < wide ? load(in + (size_t)(c + k) * in_stride + i) : Vec{};
+      transpose(r);
+      for (int k = 0; k < LANES && i + k < count; k++) {
+        if (wide == LANES)
+          store(rows[i + k] + c, r[k]);
+        else
+          store_first(rows[i + k] + c, r[k], wide);
+      }
+    }
+}
+
+}  // namespace MASKED_SWIN_ISA
+}  // namespace masked_swin
