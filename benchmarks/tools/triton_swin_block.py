@@ -69,7 +69,7 @@ def compiled() -> list[Compiled]:
 
 def keep() -> Tensor:
     """75 % of the tokens masked."""
-    return ~token_mask(torch.tensor(1), torch.tensor(0), torch.arange(BATCH), WINDOWS.tokens, 0.75)
+    return ~token_mask(torch.tensor(1), torch.tensor(0), torch.arange(BATCH), WINDOWS.tokens, 0.75, backend="reference")
 
 
 def launches(mode: str) -> list[Launch]:
