@@ -11,7 +11,6 @@ from torch import Tensor
 from ..backends import Backend
 from ..ops import register
 from ..pixel_embedding import Embedding
-from .launch import exact_products
 
 if TYPE_CHECKING:
     from ..noise import NormalInputs
@@ -63,6 +62,8 @@ def _attention_why_not(inputs: "AttentionInputs") -> str | None:
 
 
 def _block_why_not(inputs: "BlockInputs") -> str | None:
+    from .launch import exact_products  # imports torch._dynamo, which takes seconds
+
     channels = inputs.x.shape[-1]
     if channels > MAX_CHANNELS:
         return f"x has {channels} channels, at most {MAX_CHANNELS} fit"
