@@ -130,16 +130,26 @@ class BuildNative(build_ext):
         self.extensions = self.built
 
 
-class AbiWheel(bdist_wheel):
-    """The libraries use no Python API at all: one wheel serves every CPython."""
+class Wheel(bdist_wheel):
+    """The libraries use no Python API: one wheel serves every CPython. Without libraries it is tagged pure Python.
+
+    pip would take a pure wheel with the tag of this machine from its cache after a compiler is installed.
+    """
 
     def finalize_options(self) -> None:
         self.py_limited_api = "cp310"
         super().finalize_options()
 
+    def run(self) -> None:
+        self.run_command("build")
+        if not self.get_finalized_command("build_ext").extensions:
+            self.distribution.ext_modules = []
+            self.root_is_pure = True
+        super().run()
+
 
 if __name__ == "__main__":  # tests/checks/portable.sh imports the flags
     setup(
         ext_modules=[extension(folder) for folder in LIBRARIES],
-        cmdclass={"build_ext": BuildNative, "bdist_wheel": AbiWheel},
+        cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
     )

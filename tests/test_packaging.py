@@ -74,6 +74,18 @@ def test_build_without_compiler(tmp_path):
     assert run(build, tmp_path, MASKED_SWIN_NATIVE="1", **no_compiler).returncode != 0
 
 
+def test_a_wheel_without_libraries_is_tagged_pure_python(tmp_path):
+    """Else pip takes it from its cache after a compiler is installed."""
+    for folder in (*FOLDERS, "csrc"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, tmp_path)
+    done = run(["setup.py", "--quiet", "bdist_wheel"], tmp_path, MASKED_SWIN_NATIVE="0")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "dist").iterdir()
+    assert wheel.name.endswith("-py3-none-any.whl")
+
+
 def test_readme_examples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -22,7 +22,10 @@ class NativeLibrary(NamedTuple):
 def _load() -> NativeLibrary:
     found = sorted(Path(__file__).parent.glob("_cpu*.so"))
     if not found:
-        return NativeLibrary("the package was built without its C++ kernels; install a C++ compiler and reinstall")
+        return NativeLibrary(
+            "the package was built without its C++ kernels; install a C++ compiler, then reinstall with "
+            "pip install --no-cache-dir --force-reinstall"
+        )
     try:
         if _cut_short(found[0]):
             raise OSError("the file is cut short")  # the loader would crash
