@@ -212,8 +212,8 @@ def infer_config(state: State) -> ModelConfig:
         heads = [state[f"layers.{group}.residual_group.blocks.0.{table}"].shape[1] for group in range(len(depths))]
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(
-            f"not the weights of a SwinIR-type network: key {error} is missing or misshapen; "
-            f"found {len(state)} keys, as {', '.join(map(repr, list(state)[:3]))}"
+            f"not the weights of a SwinIR-type network: key {error} is missing or has another shape; "
+            f"found {len(state)} keys: {', '.join(map(repr, list(state)[:3]))}, ..."
         ) from error
     if proj_inputs != embed_dim:
         raise ValueError("unsupported network: it uses type 'sum'; run it with the code it comes from")

@@ -69,7 +69,9 @@ class ModelConfig:
             _check_count(name, getattr(self, name))
         for name in ("depths", "num_heads"):
             if not isinstance(getattr(self, name), tuple) or not getattr(self, name):
-                raise ValueError(f"{name} must list one number per group, as (6, 6, 6, 6), got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must list one number per group, got {getattr(self, name)!r}; write (6, 6, 6, 6)"
+                )
             for value in getattr(self, name):
                 _check_count(f"each of {name}", value)
         if len(self.depths) != len(self.num_heads):
@@ -106,11 +108,13 @@ class ModelConfig:
                 percent_range(ratio, name)
         _check_choice("attention_mask_mode", self.attention_mask_mode, ("zero", "token", "drop"))
         if self.attention_mask_mode == "drop" and self.attention_mask_per_head:
-            raise ValueError("attention_mask_mode 'drop' cannot be attention_mask_per_head; use 'zero' or 'token'")
+            raise ValueError(
+                "attention_mask_mode 'drop' has no per-head masks (attention_mask_per_head); use 'zero' or 'token'"
+            )
 
     @property
     def mlp_dim(self) -> int:
-        """Hidden channels of the MLP: `mlp_ratio * embed_dim` rounded down, as SwinIR does."""
+        """Hidden channels of the MLP: `mlp_ratio * embed_dim`, rounded down as in SwinIR."""
         return math.floor(self.embed_dim * self.mlp_ratio + 1e-9)  # 1e-9: the ratio hidden / dim gives hidden again
 
     def to_dict(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class MaskedSwinIR(nn.Module):
     def __init__(self, config: ModelConfig, *, backend: str | None = None) -> None:
         super().__init__()
         if not isinstance(config, ModelConfig):
-            raise ValueError(f"config must be a ModelConfig, as PRESETS['small'], got {config!r}")
+            raise ValueError(f"config must be a ModelConfig, for example PRESETS['small'], got {config!r}")
         self.config, self.backend = config, backend
         kernel, dim = config.conv_first_kernel, config.embed_dim
         self.conv_first = nn.Conv2d(config.in_channels, dim, kernel, padding=kernel // 2)
@@ -94,7 +94,7 @@ class MaskedSwinIR(nn.Module):
                 continue
             buffer = getattr(self, f"{name}_ratio")
             if buffer is None:
-                raise ValueError(f"this network has no {name} whose ratio could be set; see ModelConfig.{name}")
+                raise ValueError(f"this network has no {name} whose ratio could be set; ModelConfig.{name} turns it on")
             value = ratio_tensor(ratio, buffer.device)
             if value.shape == buffer.shape:
                 buffer.copy_(value)  # in place: a captured graph reads the same memory
