@@ -18,7 +18,6 @@ from .attention_pairs import (
     store_head,
     take_windows,
     window_of_rows,
-    window_tables,
     windows_to_skip,
 )
 
@@ -78,13 +77,16 @@ def backward_kernel(
     step = windows_to_skip(offsets_ptr + first_window, steps, least) if ONLY_VISIBLE else 0
     while step < steps:
         window = first_window + step
-        taken, pack_ptr, key_first, key_count, out_first, out_count = take_windows(
+        taken, key_first, key_count, out_first, out_count = take_windows(
             window, steps - step, offsets_ptr, regions_ptr, region_windows, WHOLE, QUERIES, KEYS, PACKED, ONLY_VISIBLE
         )
         q_first = key_first if COMPACT_Q else out_first
-        window_rows_ptr, region_ptr, window_mask_ptr = window_tables(
-            window, rows_ptr, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
-        )
+        pack_ptr = offsets_ptr + window if PACKED else None
+        window_rows_ptr = None if rows_ptr is None else rows_ptr + window.to(tl.int64) * KEYS
+        region_ptr = None if regions_ptr is None else regions_ptr + (window % region_windows) * KEYS
+        window_mask_ptr = None
+        if mask_ptr is not None:
+            window_mask_ptr = mask_ptr + (window % mask_windows).to(tl.int64) * (QUERIES * KEYS)
         gives = FOR_KEYS  # whether what queries give to keys is made here
         if ONLY_VISIBLE and FOR_QUERIES and FOR_KEYS:
             gives = out_count <= WHOLE

@@ -52,19 +52,18 @@ def take_windows(
 ):  # fmt: skip
     """How many of the `left` windows from one on are taken at once: with PACKED, those of MOST rows together at most.
 
-    And their offsets (None if it is always one), first row and number of rows of their keys, and of their queries.
+    And first row and number of rows of their keys, and of their queries. (Triton 3.6 cannot return None in a tuple.)
     """
-    taken, pack_ptr = 1, None
+    taken = 1
     if PACKED:
-        pack_ptr = offsets_ptr + window
         if regions_ptr is not None:  # those of an image lie behind each other
             left = tl.minimum(left, region_windows - window % region_windows)
-        taken = windows_that_fit(pack_ptr, left, MOST)
+        taken = windows_that_fit(offsets_ptr + window, left, MOST)
     key_first, key_count = window_rows(window, taken, offsets_ptr, KEYS)
     out_first, out_count = key_first, key_count
     if not ONLY_VISIBLE:
         out_first, out_count = window_rows(window, 1, None, QUERIES)
-    return taken, pack_ptr, key_first, key_count, out_first, out_count
+    return taken, key_first, key_count, out_first, out_count
 
 
 @triton.jit
@@ -89,21 +88,6 @@ def windows_to_skip(offsets_ptr, left, least):
 @triton.jit
 def first_count(offsets_ptr):
     return tl.load(offsets_ptr + 1) - tl.load(offsets_ptr)
-
-
-@triton.jit
-def window_tables(
-    window, rows_ptr, regions_ptr, mask_ptr, region_windows, mask_windows,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """The parts of rows, regions and mask that belong to a window; None where there are none."""
-    if rows_ptr is not None:
-        rows_ptr += window.to(tl.int64) * KEYS
-    if regions_ptr is not None:
-        regions_ptr += (window % region_windows) * KEYS
-    if mask_ptr is not None:
-        mask_ptr += (window % mask_windows).to(tl.int64) * (QUERIES * KEYS)
-    return rows_ptr, regions_ptr, mask_ptr
 
 
 @triton.jit

@@ -8,7 +8,7 @@ places. For windows with the same regions (and mask), a *kind*, this sum is a pr
 import triton
 import triton.language as tl
 
-from .attention_pairs import FOREIGN, NO_KEY, add_window_tables, is_foreign, load_bias, window_tables
+from .attention_pairs import FOREIGN, NO_KEY, add_window_tables, is_foreign, load_bias
 
 # Exponentials are kept 2**60 times larger, so that those of other shift regions, 100 lower, stay within float32.
 RAISE = tl.constexpr(60.0)
@@ -116,9 +116,10 @@ def masked_bias_kernel(
         tl.program_id(0) // HEADS, windows, period, tiles, across, last_row, last_column, corner, BLOCK_W
     )
     head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
-    _, region_ptr, window_mask_ptr = window_tables(
-        kind, None, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
-    )
+    region_ptr = None if regions_ptr is None else regions_ptr + (kind % region_windows) * KEYS
+    window_mask_ptr = None
+    if mask_ptr is not None:
+        window_mask_ptr = mask_ptr + (kind % mask_windows).to(tl.int64) * (QUERIES * KEYS)
     top = largest_bias(head_bias_ptr, window_mask_ptr, query, QUERIES, KEYS, BLOCK_N)
     total = tl.zeros((BLOCK_W, BLOCK_T), tl.float32)
     for start in range(0, KEYS, BLOCK_N):
@@ -152,9 +153,10 @@ def masked_bias_gradient_kernel(
         kind, window, valid = windows_of_unit(
             unit, windows, period, tiles, across, last_row, last_column, corner, BLOCK_W
         )
-        _, region_ptr, window_mask_ptr = window_tables(
-            kind, None, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
-        )
+        region_ptr = None if regions_ptr is None else regions_ptr + (kind % region_windows) * KEYS
+        window_mask_ptr = None
+        if mask_ptr is not None:
+            window_mask_ptr = mask_ptr + (kind % mask_windows).to(tl.int64) * (QUERIES * KEYS)
         top = largest_bias(head_bias_ptr, window_mask_ptr, query, QUERIES, KEYS, BLOCK_N)
         table = exponentials(head_bias_ptr, window_mask_ptr, region_ptr, query, place, top, QUERIES, KEYS)
         row = (head * windows + window).to(tl.int64)[:, None] * QUERIES + query[None, :]
