@@ -13,7 +13,7 @@ FOREIGN = tl.constexpr(100 * 1.4426950408889634)  # less for keys of other shift
 
 
 @triton.jit
-def rows_of_places_kernel(offsets_ptr, position_ptr, rows_ptr, PLACES: tl.constexpr, BLOCK: tl.constexpr):
+def compact_index_kernel(offsets_ptr, position_ptr, rows_ptr, PLACES: tl.constexpr, BLOCK: tl.constexpr):
     """(windows, places), which were -1: the row of the visible token at each place of each window."""
     window = tl.program_id(0)
     first = tl.load(offsets_ptr + window)
@@ -170,7 +170,7 @@ def load_bias(bias_ptr, query_place, query_valid, key_place, key_valid, QUERIES:
 
 
 @triton.jit
-def kind_of_rows(row, place, valid, region_ptr, offsets_ptr, windows, KEYS: tl.constexpr):
+def region_key(row, place, valid, region_ptr, offsets_ptr, windows, KEYS: tl.constexpr):
     """A number that rows share which lie in the same window, of `windows` adjacent ones, and shift region."""
     window = window_of_rows(row, offsets_ptr, windows)
     kind = window << 16
@@ -197,8 +197,8 @@ def add_window_tables(
         several = tl.load(region_ptr) != tl.load(region_ptr + KEYS - 1)  # then first and last place differ
     if offsets_ptr is not None:  # noqa: SIM102 (known when it is compiled)
         if windows > 1:
-            query_kind = kind_of_rows(query_row, query_place, query_valid, region_ptr, offsets_ptr, windows, KEYS)
-            key_kind = kind_of_rows(key_row, key_place, key_valid, region_ptr, offsets_ptr, windows, KEYS)
+            query_kind = region_key(query_row, query_place, query_valid, region_ptr, offsets_ptr, windows, KEYS)
+            key_kind = region_key(key_row, key_place, key_valid, region_ptr, offsets_ptr, windows, KEYS)
             bias = tl.where(key_kind[:, None] != query_kind[None, :], float("-inf"), bias)
             several = False
     if region_ptr is not None:  # noqa: SIM102
