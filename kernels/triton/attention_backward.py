@@ -18,7 +18,6 @@ from .attention_pairs import (
     store_head,
     take_windows,
     window_of_rows,
-    window_tables,
     windows_to_skip,
 )
 
@@ -34,7 +33,7 @@ def backward_kernel(
     Q_STRIDE: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
     DQ_STRIDE: tl.constexpr, DK_STRIDE: tl.constexpr, DV_STRIDE: tl.constexpr,
     HEAD_STRIDE: tl.constexpr, OUT_HEAD_STRIDE: tl.constexpr, D_HEAD_STRIDE: tl.constexpr, LANES: tl.constexpr,
-    FOR_QUERIES: tl.constexpr, FOR_KEYS: tl.constexpr, WHOLE: tl.constexpr,
+    FOR_QUERIES: tl.constexpr, FOR_KEYS: tl.constexpr, QUERY_TILE: tl.constexpr,
     PADDED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """`stats` as the forward kernel wrote them; `masked_ds` (heads, rows of out), gradient of the masked key's scores.
@@ -74,20 +73,32 @@ def backward_kernel(
     steps = tl.minimum(windows_each, windows - first_window)
     least = 0  # queries of a window that this program has nothing to do for
     if ONLY_VISIBLE:
-        least = tl.program_id(2) * BLOCK_T if FOR_QUERIES else WHOLE
+        least = tl.program_id(2) * BLOCK_T if FOR_QUERIES else QUERY_TILE
     step = windows_to_skip(offsets_ptr + first_window, steps, least) if ONLY_VISIBLE else 0
     while step < steps:
         window = first_window + step
-        taken, pack_ptr, key_first, key_count, out_first, out_count = take_windows(
-            window, steps - step, offsets_ptr, regions_ptr, region_windows, WHOLE, QUERIES, KEYS, PACKED, ONLY_VISIBLE
+        taken, key_first, key_count, out_first, out_count = take_windows(
+            window,
+            steps - step,
+            offsets_ptr,
+            regions_ptr,
+            region_windows,
+            QUERY_TILE,
+            QUERIES,
+            KEYS,
+            PACKED,
+            ONLY_VISIBLE,
         )
         q_first = key_first if COMPACT_Q else out_first
-        window_rows_ptr, region_ptr, window_mask_ptr = window_tables(
-            window, rows_ptr, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
-        )
-        gives = FOR_KEYS  # whether what queries give to keys is made here
+        pack_ptr = offsets_ptr + window if PACKED else None
+        window_rows_ptr = None if rows_ptr is None else rows_ptr + window.to(tl.int64) * KEYS
+        region_ptr = None if regions_ptr is None else regions_ptr + (window % region_windows) * KEYS
+        window_mask_ptr = None
+        if mask_ptr is not None:
+            window_mask_ptr = mask_ptr + (window % mask_windows).to(tl.int64) * (QUERIES * KEYS)
+        computes_dkv = FOR_KEYS  # whether what queries give to keys is made here
         if ONLY_VISIBLE and FOR_QUERIES and FOR_KEYS:
-            gives = out_count <= WHOLE
+            computes_dkv = out_count <= QUERY_TILE
         window_position_ptr = None if position_ptr is None else position_ptr + key_first
         window_q_ptr = q_ptr + q_first * Q_STRIDE + column
         window_k_ptr = k_ptr + key_first * K_STRIDE + column
@@ -180,13 +191,13 @@ def backward_kernel(
                         delta = tl.sum(p * dp, 0) * share
                     p *= share[None, :]
                 ds = p * (dp - delta[None, :])
-                if gives:
+                if computes_dkv:
                     dv = tl.dot(p.to(q.dtype), grad, dv, input_precision=PRECISION)
                 small_ds = ds.to(q.dtype)
                 if ONE_TILE:
                     d_bias += ds
                 elif PACKED:
-                    if gives:
+                    if computes_dkv:
                         key_window = window_of_rows(key_row, pack_ptr, taken)
                         query_window = window_of_rows(out_row, pack_ptr, taken)
                         for i in range(0, taken):  # one after the other: they meet at the same places
@@ -194,13 +205,13 @@ def backward_kernel(
                                 d_bias_ptr, small_ds, key_place, key_valid & (key_window == i), place,
                                 valid & (query_window == i), QUERIES,
                             )  # fmt: skip
-                elif gives:
+                elif computes_dkv:
                     add_to_rows(d_bias_ptr, small_ds, key_place, key_valid, place, valid, QUERIES)
                 if FOR_QUERIES:
                     dq = tl.dot(tl.trans(small_ds), k, dq, input_precision=PRECISION)
-                if gives:
+                if computes_dkv:
                     dk = tl.dot(small_ds, q, dk, input_precision=PRECISION)
-            if gives:
+            if computes_dkv:
                 store_head(dv_ptr + key_first * DV_STRIDE + d_column, key_row, key_valid, dv, DV_STRIDE, LANES, BLOCK_D)
                 dk *= dot_scale
                 store_head(dk_ptr + key_first * DK_STRIDE + d_column, key_row, key_valid, dk, DK_STRIDE, LANES, BLOCK_D)

@@ -14,7 +14,6 @@ from .attention_pairs import (
     query_rows,
     store_head,
     take_windows,
-    window_tables,
 )
 
 
@@ -54,13 +53,16 @@ def forward_kernel(
     step = 0
     while step < steps:
         window = first_window + step
-        taken, pack_ptr, key_first, key_count, out_first, out_count = take_windows(
+        taken, key_first, key_count, out_first, out_count = take_windows(
             window, steps - step, offsets_ptr, regions_ptr, region_windows, BLOCK_T, QUERIES, KEYS, PACKED, ONLY_VISIBLE
         )
         q_first = key_first if COMPACT_Q else out_first
-        window_rows_ptr, region_ptr, window_mask_ptr = window_tables(
-            window, rows_ptr, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
-        )
+        pack_ptr = offsets_ptr + window if PACKED else None
+        window_rows_ptr = None if rows_ptr is None else rows_ptr + window.to(tl.int64) * KEYS
+        region_ptr = None if regions_ptr is None else regions_ptr + (window % region_windows) * KEYS
+        window_mask_ptr = None
+        if mask_ptr is not None:
+            window_mask_ptr = mask_ptr + (window % mask_windows).to(tl.int64) * (QUERIES * KEYS)
         for start in range(0, out_count, BLOCK_T):
             out_row, q_row, place, valid = query_rows(
                 start, out_count, None if position_ptr is None else position_ptr + key_first, window_rows_ptr,

@@ -13,7 +13,7 @@ FOREIGN = tl.constexpr(100 * 1.4426950408889634)  # less for keys of other shift
 
 
 @triton.jit
-def rows_of_places_kernel(offsets_ptr, position_ptr, rows_ptr, PLACES: tl.constexpr, BLOCK: tl.constexpr):
+def compact_index_kernel(offsets_ptr, position_ptr, rows_ptr, PLACES: tl.constexpr, BLOCK: tl.constexpr):
     """(windows, places), which were -1: the row of the visible token at each place of each window."""
     window = tl.program_id(0)
     first = tl.load(offsets_ptr + window)
@@ -52,19 +52,18 @@ def take_windows(
 ):  # fmt: skip
     """How many of the `left` windows from one on are taken at once: with PACKED, those of MOST rows together at most.
 
-    And their offsets (None if it is always one), first row and number of rows of their keys, and of their queries.
+    And first row and number of rows of their keys, and of their queries. (Triton 3.6 cannot return None in a tuple.)
     """
-    taken, pack_ptr = 1, None
+    taken = 1
     if PACKED:
-        pack_ptr = offsets_ptr + window
         if regions_ptr is not None:  # those of an image lie behind each other
             left = tl.minimum(left, region_windows - window % region_windows)
-        taken = windows_that_fit(pack_ptr, left, MOST)
+        taken = windows_that_fit(offsets_ptr + window, left, MOST)
     key_first, key_count = window_rows(window, taken, offsets_ptr, KEYS)
     out_first, out_count = key_first, key_count
     if not ONLY_VISIBLE:
         out_first, out_count = window_rows(window, 1, None, QUERIES)
-    return taken, pack_ptr, key_first, key_count, out_first, out_count
+    return taken, key_first, key_count, out_first, out_count
 
 
 @triton.jit
@@ -89,21 +88,6 @@ def windows_to_skip(offsets_ptr, left, least):
 @triton.jit
 def first_count(offsets_ptr):
     return tl.load(offsets_ptr + 1) - tl.load(offsets_ptr)
-
-
-@triton.jit
-def window_tables(
-    window, rows_ptr, regions_ptr, mask_ptr, region_windows, mask_windows,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """The parts of rows, regions and mask that belong to a window; None where there are none."""
-    if rows_ptr is not None:
-        rows_ptr += window.to(tl.int64) * KEYS
-    if regions_ptr is not None:
-        regions_ptr += (window % region_windows) * KEYS
-    if mask_ptr is not None:
-        mask_ptr += (window % mask_windows).to(tl.int64) * (QUERIES * KEYS)
-    return rows_ptr, regions_ptr, mask_ptr
 
 
 @triton.jit
@@ -186,7 +170,7 @@ def load_bias(bias_ptr, query_place, query_valid, key_place, key_valid, QUERIES:
 
 
 @triton.jit
-def kind_of_rows(row, place, valid, region_ptr, offsets_ptr, windows, KEYS: tl.constexpr):
+def region_key(row, place, valid, region_ptr, offsets_ptr, windows, KEYS: tl.constexpr):
     """A number that rows share which lie in the same window, of `windows` adjacent ones, and shift region."""
     window = window_of_rows(row, offsets_ptr, windows)
     kind = window << 16
@@ -213,8 +197,8 @@ def add_window_tables(
         several = tl.load(region_ptr) != tl.load(region_ptr + KEYS - 1)  # then first and last place differ
     if offsets_ptr is not None:  # noqa: SIM102 (known when it is compiled)
         if windows > 1:
-            query_kind = kind_of_rows(query_row, query_place, query_valid, region_ptr, offsets_ptr, windows, KEYS)
-            key_kind = kind_of_rows(key_row, key_place, key_valid, region_ptr, offsets_ptr, windows, KEYS)
+            query_kind = region_key(query_row, query_place, query_valid, region_ptr, offsets_ptr, windows, KEYS)
+            key_kind = region_key(key_row, key_place, key_valid, region_ptr, offsets_ptr, windows, KEYS)
             bias = tl.where(key_kind[:, None] != query_kind[None, :], float("-inf"), bias)
             several = False
     if region_ptr is not None:  # noqa: SIM102

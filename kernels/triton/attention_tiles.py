@@ -53,7 +53,7 @@ def attention_tiles(call: "Attention", kernel: Any) -> dict[str, int]:
     return tuned(kernel, tiles, max_tiles=max_tiles, dtype=dtype, **shape, **kind)
 
 
-def most_registers(call: "Attention", kernel: Any) -> int | None:
+def max_registers(call: "Attention", kernel: Any) -> int | None:
     """All registers, where ptxas would else spill some to have one more program run at once; None where it does not."""
     itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
     small = call.constants["BLOCK_D"] * itemsize <= 64 and (call.padded or itemsize == 4)

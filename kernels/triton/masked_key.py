@@ -1,4 +1,4 @@
-"""The masked keys of a window as one key: what its bias is, and what its gradient gives to the position bias.
+"""The masked keys of a window as one key: its bias, and what the gradient of that adds to the position bias.
 
 All masked tokens share q, k and v, so that they count in a softmax as one key with bias log sum exp(bias) over their
 places. For windows with the same regions (and mask), a *kind*, this sum is a product of a table of exponentials with
@@ -8,10 +8,10 @@ places. For windows with the same regions (and mask), a *kind*, this sum is a pr
 import triton
 import triton.language as tl
 
-from .attention_pairs import FOREIGN, NO_KEY, add_window_tables, is_foreign, load_bias, window_tables
+from .attention_pairs import FOREIGN, NO_KEY, add_window_tables, is_foreign, load_bias
 
 # Exponentials are kept 2**60 times larger, so that those of other shift regions, 100 lower, stay within float32.
-RAISE = tl.constexpr(60.0)
+EXP_OFFSET = tl.constexpr(60.0)
 
 
 @triton.jit
@@ -35,25 +35,25 @@ def largest_bias(bias_ptr, mask_ptr, query, QUERIES: tl.constexpr, KEYS: tl.cons
 @triton.jit
 def exponentials(bias_ptr, mask_ptr, region_ptr, query, place, top, QUERIES: tl.constexpr, KEYS: tl.constexpr):
     """(places, queries): exp2(bias - top), raised."""
-    factor = 2.0**RAISE
+    factor = 2.0**EXP_OFFSET
     if region_ptr is not None:
         foreign = is_foreign(region_ptr, query, query < QUERIES, place, place < KEYS)
-        factor = tl.where(foreign, tl.exp2(RAISE - FOREIGN), factor)
+        factor = tl.where(foreign, tl.exp2(EXP_OFFSET - FOREIGN), factor)
     return tl.exp2(bias_and_mask(bias_ptr, mask_ptr, query, place, QUERIES, KEYS) - top[None, :]) * factor
 
 
 @triton.jit
-def raised_log(total):
+def log_without_offset(total):
     """log2(total) less the raise, without the digits that a large logarithm would cost."""
     low = total < 1.0
-    return tl.log2(tl.where(low, total, total * 2.0**-RAISE)) - tl.where(low, RAISE, 0.0)
+    return tl.log2(tl.where(low, total, total * 2.0**-EXP_OFFSET)) - tl.where(low, EXP_OFFSET, 0.0)
 
 
 @triton.jit
-def lowered_exp(x):
+def exp_without_offset(x):
     """exp2(x) without the raise."""
-    high = x > RAISE
-    return tl.exp2(tl.where(high, x - RAISE, x)) * tl.where(high, 1.0, 2.0**-RAISE)
+    high = x > EXP_OFFSET
+    return tl.exp2(tl.where(high, x - EXP_OFFSET, x)) * tl.where(high, 1.0, 2.0**-EXP_OFFSET)
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def dot_of_indicators(indicators, values, HALVES: tl.constexpr):
 
 
 @triton.jit
-def windows_of_unit(unit, windows, period, tiles, across, last_row, last_column, corner, BLOCK_W: tl.constexpr):
+def windows_of_group(unit, windows, period, tiles, across, last_row, last_column, corner, BLOCK_W: tl.constexpr):
     """The first window of a kind, some windows of that kind, and which of these exist.
 
     Kinds come back every `period` windows. Without `across` all windows of a period differ, and have `tiles` units
@@ -112,13 +112,14 @@ def masked_bias_kernel(
     """(heads, windows, queries): the bias of the masked key, -inf where none is masked."""
     head = tl.program_id(0) % HEADS
     query = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    kind, window, valid = windows_of_unit(
+    kind, window, valid = windows_of_group(
         tl.program_id(0) // HEADS, windows, period, tiles, across, last_row, last_column, corner, BLOCK_W
     )
     head_bias_ptr = bias_ptr + head * (KEYS * QUERIES)
-    _, region_ptr, window_mask_ptr = window_tables(
-        kind, None, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
-    )
+    region_ptr = None if regions_ptr is None else regions_ptr + (kind % region_windows) * KEYS
+    window_mask_ptr = None
+    if mask_ptr is not None:
+        window_mask_ptr = mask_ptr + (kind % mask_windows).to(tl.int64) * (QUERIES * KEYS)
     top = largest_bias(head_bias_ptr, window_mask_ptr, query, QUERIES, KEYS, BLOCK_N)
     total = tl.zeros((BLOCK_W, BLOCK_T), tl.float32)
     for start in range(0, KEYS, BLOCK_N):
@@ -127,7 +128,7 @@ def masked_bias_kernel(
         total += dot_of_indicators(load_is_masked(rows_ptr, window, valid, place, KEYS), table, HALVES)
     out_row = (head * windows + window).to(tl.int64)
     mask = valid[:, None] & (query < QUERIES)[None, :]
-    tl.store(out_ptr + out_row[:, None] * QUERIES + query[None, :], raised_log(total) + top[None, :], mask=mask)
+    tl.store(out_ptr + out_row[:, None] * QUERIES + query[None, :], log_without_offset(total) + top[None, :], mask=mask)
 
 
 @triton.jit
@@ -149,19 +150,20 @@ def masked_bias_gradient_kernel(
     d_bias = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
     first = tl.program_id(1) * units_each
     for unit in range(first, tl.minimum(first + units_each, units)):
-        kind, window, valid = windows_of_unit(
+        kind, window, valid = windows_of_group(
             unit, windows, period, tiles, across, last_row, last_column, corner, BLOCK_W
         )
-        _, region_ptr, window_mask_ptr = window_tables(
-            kind, None, regions_ptr, mask_ptr, region_windows, mask_windows, QUERIES, KEYS
-        )
+        region_ptr = None if regions_ptr is None else regions_ptr + (kind % region_windows) * KEYS
+        window_mask_ptr = None
+        if mask_ptr is not None:
+            window_mask_ptr = mask_ptr + (kind % mask_windows).to(tl.int64) * (QUERIES * KEYS)
         top = largest_bias(head_bias_ptr, window_mask_ptr, query, QUERIES, KEYS, BLOCK_N)
         table = exponentials(head_bias_ptr, window_mask_ptr, region_ptr, query, place, top, QUERIES, KEYS)
         row = (head * windows + window).to(tl.int64)[:, None] * QUERIES + query[None, :]
         mask = valid[:, None] & (query < QUERIES)[None, :]
         masked_bias = tl.load(masked_bias_ptr + row, mask=mask, other=0.0)
         ds = tl.load(ds_ptr + row, mask=mask, other=0.0)
-        part = tl.where(ds == 0.0, 0.0, ds * lowered_exp(top[None, :] - masked_bias))
+        part = tl.where(ds == 0.0, 0.0, ds * exp_without_offset(top[None, :] - masked_bias))
         indicators = tl.trans(load_is_masked(rows_ptr, window, valid, place, KEYS))
         d_bias += table * dot_of_indicators(indicators, part, HALVES)
     d_bias_ptr += (tl.program_id(1) * HEADS + head).to(tl.int64) * (KEYS * QUERIES)

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from . import launch
 from .attention_backward import backward_kernel
 from .attention_forward import forward_kernel
-from .attention_pairs import rows_of_places_kernel
-from .attention_tiles import attention_tiles, most_registers
+from .attention_pairs import compact_index_kernel
+from .attention_tiles import attention_tiles, max_registers
 from .launch import product_precision, tile_side
 from .masked_key import masked_bias_gradient_kernel, masked_bias_kernel
 
@@ -93,7 +93,7 @@ def prepare(
     if masked is not None:
         rows = torch.full((windows, keys), -1, dtype=torch.int32, device=q.device)
         arguments = (offsets, position, rows)
-        launch.launch(rows_of_places_kernel, (windows,), *arguments, num_warps=1, PLACES=keys, BLOCK=tile_side(keys))
+        launch.launch(compact_index_kernel, (windows,), *arguments, num_warps=1, PLACES=keys, BLOCK=tile_side(keys))
     q, k, v = _rows(q), _rows(k), _rows(v)
     head_dim = q.shape[2]
     head_stride = _head_stride(padded, q, k, v)
@@ -143,7 +143,7 @@ def prepare(
         compact_output=compact_queries and masked is None,
     )
     if masked is not None:
-        kinds = _kinds(call)
+        kinds = _window_groups(call)
         tile = min(64, tile_side(queries))
         launch.launch(
             masked_bias_kernel,
@@ -157,27 +157,27 @@ def prepare(
     return call
 
 
-class _Kinds(NamedTuple):
+class _WindowGroups(NamedTuple):
     """Windows with the same regions and window mask, in units of some windows."""
 
-    scalars: tuple[int | None, ...]  # of `triton_masked.windows_of_unit`
+    scalars: tuple[int | None, ...]  # of `masked_key.windows_of_group`
     block: int  # windows of a unit
     units: int
 
 
-def _kinds(call: Attention) -> _Kinds:
+def _window_groups(call: Attention) -> _WindowGroups:
     regions, window_mask = call.bias_pointers[2:]
     period = math.lcm(*call.scalars[1:3])
     images = call.windows // period
     if regions is None or window_mask is not None or regions.dim() == 2:
         block = min(64, tile_side(images))
         tiles = -(-images // block)
-        return _Kinds((period, tiles, None, None, None, None), block, period * tiles)
+        return _WindowGroups((period, tiles, None, None, None, None), block, period * tiles)
     down, across = regions.shape[:2]
     block = min(64, tile_side(call.windows // 64))  # small batches: enough programs rather than large ones
     counts = [images * count for count in ((down - 1) * (across - 1), across - 1, down - 1, 1)]
     first = list(accumulate(-(-count // block) for count in counts))
-    return _Kinds((period, None, across, *first[:3]), block, first[3])
+    return _WindowGroups((period, None, across, *first[:3]), block, first[3])
 
 
 def _strides(call: Attention, *tensors: Tensor) -> tuple[list[Tensor], list[int], int]:
@@ -208,7 +208,7 @@ def run_forward(call: Attention, out: Tensor, stats: Tensor | None = None) -> No
         **call.constants,
         OUT_STRIDE=stride,
         OUT_HEAD_STRIDE=head_stride,
-        maxnreg=most_registers(call, forward_kernel),
+        maxnreg=max_registers(call, forward_kernel),
         **attention_tiles(call, forward_kernel),
     )
 
@@ -236,7 +236,7 @@ def run_backward(
     masked_parts = 0
     d_masked = masked_ds = None
     if masked is not None and masked_bias is not None:
-        kinds = _kinds(call)
+        kinds = _window_groups(call)
         units_each = -(-kinds.units // MASKED_BIAS_PARTS)
         masked_parts = -(-kinds.units // units_each)
         masked_ds = torch.empty_like(masked_bias)
@@ -266,8 +266,8 @@ def run_backward(
             D_HEAD_STRIDE=d_head_stride,
             FOR_QUERIES=for_queries,
             FOR_KEYS=for_keys,
-            WHOLE=tiles["BLOCK_T"],
-            maxnreg=most_registers(call, backward_kernel),
+            QUERY_TILE=tiles["BLOCK_T"],
+            maxnreg=max_registers(call, backward_kernel),
             **(tiles if for_queries else keys_tiles),
         )
     if masked is not None:

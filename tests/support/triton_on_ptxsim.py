@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 
 from masked_swin.kernels import triton as triton_backend
 from masked_swin.kernels.triton import launch
-from masked_swin.kernels.triton.attention_pairs import rows_of_places_kernel
+from masked_swin.kernels.triton.attention_pairs import compact_index_kernel
 from tests.support.ptxsim import Stats, launch_triton
 
 SM_80 = GPUTarget("cuda", 80, 32)
@@ -97,7 +97,7 @@ class Emulator:
         compiled = compile_kernel(kernel, arguments, num_warps, constants, SM_80)
         given = [with_padding(argument) for argument in arguments if not is_constant(argument)]
         chosen = None
-        if self.every > 1 and kernel is not rows_of_places_kernel:
+        if self.every > 1 and kernel is not compact_index_kernel:
             axes = [range(extent) for extent in (*grid, 1, 1)[:3]]
             longest = max(range(len(grid)), key=lambda axis: grid[axis])
             axes[longest] = axes[longest][:: self.every]
