@@ -11,14 +11,14 @@ from .launch import tile_side
 from .tuning import tuned
 
 if TYPE_CHECKING:
-    from .window_attention import Attention
+    from .attention_call import Attention
 
 
-def attention_tiles(call: "Attention", kernel: Any) -> dict[str, int]:
-    """BLOCK_T queries, BLOCK_S keys and num_warps of a program of the forward or the backward kernel."""
+def attention_tiles(call: "Attention", kernel: Any, *with_same_tiles: Any) -> dict[str, int]:
+    """BLOCK_T queries, BLOCK_S keys and num_warps of a program of the forward kernel, or of the backward kernels."""
     constants, backward, compact = call.constants, kernel is backward_kernel, call.compact_keys
-    queries, keys = tile_side(constants["QUERIES"]), tile_side(constants["KEYS"])
-    itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
+    queries, keys = tile_side(call.queries), tile_side(call.keys)
+    itemsize = call.q.element_size()
     row = constants["BLOCK_D"] * itemsize
     partial = constants["LANES"] < constants["BLOCK_D"]  # loads with a condition take more registers
     wide = row >= 64
@@ -30,12 +30,12 @@ def attention_tiles(call: "Attention", kernel: Any) -> dict[str, int]:
         kept = 2048 if call.padded or itemsize == 4 else 1024
     side = max(16, min(64, queries, kept // row))
     if compact and backward and side < queries:  # two launches
-        uneven = itemsize == 4 and constants["QUERIES"] % 32
+        uneven = itemsize == 4 and call.queries % 32
         side = min(16 if uneven else 32, side)
 
     if compact:
         warps = max(1, min(4, row // 64)) if backward or itemsize == 2 else 4
-        if backward and ((side > 16 and constants["QUERIES"] % side) or (partial and wide)):
+        if backward and ((side > 16 and call.queries % side) or (partial and wide)):
             warps = max(warps, 2)
     elif backward:
         warps = 8 if wide and queries <= 64 and (itemsize == 4 or not (call.padded or partial)) else 4
@@ -47,15 +47,15 @@ def attention_tiles(call: "Attention", kernel: Any) -> dict[str, int]:
         most_keys = side if call.compact_output and not partial else 16
     tiles = {"BLOCK_T": side, "BLOCK_S": min(most_keys, keys), "num_warps": warps}
     max_tiles = {"BLOCK_T": queries, "BLOCK_S": keys}
-    shape = {"head_dim": call.head_dim, "queries": constants["QUERIES"], "keys": constants["KEYS"]}
-    kind = {"visible": compact, "compact": call.compact_output, "padded": call.padded}
-    dtype = call.pointers[0].dtype  # type: ignore[union-attr]
-    return tuned(kernel, tiles, max_tiles=max_tiles, dtype=dtype, **shape, **kind)
+    shape = {"head_dim": call.head_dim, "queries": call.queries, "keys": call.keys}
+    layout = {"visible": compact, "compact": call.compact_output, "padded": call.padded}
+    shape |= layout | {"dtype": call.q.dtype}
+    return tuned(kernel, tiles, max_tiles=max_tiles, with_same_tiles=with_same_tiles, **shape)
 
 
 def max_registers(call: "Attention", kernel: Any) -> int | None:
     """All registers, where ptxas would else spill some to have one more program run at once; None where it does not."""
-    itemsize = call.pointers[0].element_size()  # type: ignore[union-attr]
+    itemsize = call.q.element_size()
     small = call.constants["BLOCK_D"] * itemsize <= 64 and (call.padded or itemsize == 4)
-    in_forward = itemsize == 2 or call.constants["KEYS"] <= 64
+    in_forward = itemsize == 2 or call.keys <= 64
     return None if small and not call.compact_keys and (kernel is backward_kernel or in_forward) else 255

@@ -22,13 +22,16 @@ Table = dict[str, dict[str, dict[str, Any]]]
 PACKAGE_TABLE = Path(__file__).parent / "tuned.json"
 
 
-def tuned(kernel: Any, rule: Tiles, *, max_tiles: Tiles | None = None, **shape: Any) -> Tiles:
+def tuned(
+    kernel: Any, rule: Tiles, *, max_tiles: Tiles | None = None, with_same_tiles: tuple[Any, ...] = (), **shape: Any
+) -> Tiles:
     """Return the tiles of `kernel` for this shape on this device: the table's entry, or else `rule`.
 
     Args:
         kernel: a Triton kernel.
         rule: constants that may be tuned, among them `num_warps`. The kernel must be right with any halves or doubles.
         max_tiles: the largest constants that it is right with, where there is such a limit.
+        with_same_tiles: other kernels that are launched with the same tiles; a search times them, too.
         shape: the sizes and dtypes that the best choice depends on.
     """
     max_tiles = max_tiles or {}
@@ -38,7 +41,8 @@ def tuned(kernel: Any, rule: Tiles, *, max_tiles: Tiles | None = None, **shape: 
     else:
         key = _key(kernel, shape)
         _search.rules.setdefault(key, Rule(rule, max_tiles))
-        _search.latest[kernel_name(kernel)] = key
+        for one in (kernel, *with_same_tiles):
+            _search.latest[kernel_name(one)] = key
         tiles = _search.tried.get(key, rule)
     fits = tiles.keys() == rule.keys() and all(tiles[name] <= limit for name, limit in max_tiles.items())
     return tiles if fits else rule  # an entry for an older kernel may not fit

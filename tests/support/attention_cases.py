@@ -135,7 +135,7 @@ def check_padded_heads(dtype: torch.dtype) -> None:
     fixed = (bias, masked, plan.offsets, plan.position, plan.regions, None, 0.5)
     stats = torch.empty(heads, 3, 8 * 16)
     call = triton_backend.prepare(q, k, v, *fixed, padded=True)
-    assert call.pointers[0].data_ptr() == qkv.data_ptr()  # no copy
+    assert call.q.data_ptr() == qkv.data_ptr()  # no copy
     triton_backend.run_forward(call, heads_of[0], stats)
     d_inputs = d_qkv[..., :head_dim].unbind(1)
     found = triton_backend.run_backward(call, heads_of[1], heads_of[0], stats, *d_inputs)

@@ -56,7 +56,7 @@ def as_with_many_windows(use):
     case = make_case(use, window=(3, 5), shift=(1, 2), grid=(5, 1), batch=1, heads=3, head_dim=7, keep=0.5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_backend, "BIAS_PARTS", 2)
-        patch.setattr(triton_backend, "MASKED_BIAS_PARTS", 2)
+        patch.setattr(triton_backend, "SHARED_BIAS_PARTS", 2)
         return errors(case, torch.float32, "triton")
 
 

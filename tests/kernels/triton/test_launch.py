@@ -65,7 +65,7 @@ def test_embedding():
 
 def more_programs_than_an_axis_takes():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_backend, "MOST_PROGRAMS", 2)
+        patch.setattr(triton_backend, "MAX_PROGRAMS", 2)
         q, k, v = torch.randn(3, 19, 4, 2, 4).unbind()
         bias = torch.randn(2, 4, 4)
         ours, wanted = (window_attention(q, k, v, bias, scale=0.5, backend=name) for name in ("triton", "reference"))

@@ -8,6 +8,7 @@ import torch
 from masked_swin.kernels import VisibleTokens, Windows
 from masked_swin.kernels.geometry import shift_regions
 from masked_swin.kernels.triton import window_attention as triton_backend
+from masked_swin.kernels.triton.attention_call import LOG2E
 
 HEADS, HEAD_DIM = 2, 4
 
@@ -29,7 +30,7 @@ def attend(windows, batch, regions):
     foreign = shift_regions(windows)[:, :, None] != shift_regions(windows)[:, None, :]
     added = bias.double()[:, None, None] - 100.0 * foreign  # (heads, 1, windows, queries, keys)
     added = added.masked_fill(plan.keep.view(batch, windows.count, 1, windows.size), -math.inf)
-    return call.pointers[5] / triton_backend.LOG2E, added.logsumexp(-1).flatten(1, 2), d_bias
+    return call.shared_bias / LOG2E, added.logsumexp(-1).flatten(1, 2), d_bias
 
 
 def check(windows, batch):

@@ -15,7 +15,9 @@ def run(use, dtype, shape):
     with pytest.MonkeyPatch.context() as patch, on_ptxsim() as emulator:
         patch.setattr(triton_backend, "BIAS_PARTS", 1)  # a chunk of several windows
         assert_small(errors(make_case(use, **shape), dtype, "triton"), dtype)
-    assert {"forward_kernel", "backward_kernel"} <= {launch.kernel for launch in emulator.launches}
+    kernels = {launch.kernel for launch in emulator.launches}
+    assert "forward_kernel" in kernels
+    assert "backward_kernel" in kernels or {"backward_queries_kernel", "backward_keys_kernel"} <= kernels
 
 
 @pytest.mark.parametrize("use", USES)
