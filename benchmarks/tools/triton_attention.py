@@ -1,4 +1,4 @@
-"""What of window_attention is in the tables of kernels/TRITON.md."""
+"""The rows of window_attention in docs/triton-tables.md."""
 
 from functools import partial
 

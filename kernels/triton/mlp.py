@@ -35,8 +35,8 @@ class Tile(NamedTuple):
 
 
 # By the element size of products, then by channels. float32 is tf32 and, up to 64 channels, exact. The measurements are
-# in README.md. With float32 x and 16-bit weights, rows and hidden units differ in number: with equal tiles Triton reads
-# as many numbers of x at a time as of the weights, in two halves of every sector.
+# in docs/triton-design.md. With float32 x and 16-bit weights, rows and hidden units differ in number: with equal tiles
+# Triton reads as many numbers of x at a time as of the weights, in two halves of every sector.
 TILES = {
     2: {
         64: {mlp_kernel: Tile(128, 32, 4, 2), inputs_kernel: Tile(64, 32, 4, 2), weights_kernel: Tile(32, 128, 8, 2)},
