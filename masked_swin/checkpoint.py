@@ -140,12 +140,12 @@ def public_state(model: MaskedSwinIR, *, buffers: bool = True) -> dict[str, Tens
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         value = value.cpu().contiguous()
-        stem, dot, kind = name.rpartition(".qkv.")
+        stem, dot, parameter = name.rpartition(".qkv.")
         if dot and model.config.attention_mask_per_head:
             heads = model.config.num_heads[int(name.split(".")[1])]
             # (3, heads, head_dim) rows: head h owns [:, h].
             for head, part in enumerate(value.unflatten(0, (3, heads, -1)).unbind(1), start=1):
-                state[f"{stem}.qkv{head}.{kind}"] = part.flatten(0, 1).contiguous()
+                state[f"{stem}.qkv{head}.{parameter}"] = part.flatten(0, 1).contiguous()
         else:
             state[name] = value
     if buffers:
@@ -237,15 +237,15 @@ def _join_heads(state: State) -> dict[str, Tensor]:
     """Join attn.qkv1, attn.qkv2, ... with (3, head_dim) rows each to attn.qkv with (3, heads, head_dim) rows."""
     joined = dict(state)
     for name in state:
-        stem, dot, kind = name.rpartition(".attn.qkv1.")
+        stem, dot, parameter = name.rpartition(".attn.qkv1.")
         if dot:
             names = [name]
-            while (following := f"{stem}.attn.qkv{len(names) + 1}.{kind}") in state:
+            while (following := f"{stem}.attn.qkv{len(names) + 1}.{parameter}") in state:
                 names.append(following)
             parts = [joined.pop(part) for part in names]
             if len({part.shape for part in parts}) == 1 and len(parts[0]) % 3 == 0:
                 heads = torch.stack([part.reshape(3, -1, *part.shape[1:]) for part in parts], dim=1)
-                joined[f"{stem}.attn.qkv.{kind}"] = heads.flatten(0, 2)
+                joined[f"{stem}.attn.qkv.{parameter}"] = heads.flatten(0, 2)
     return joined
 
 

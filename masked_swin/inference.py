@@ -41,7 +41,7 @@ def denoise(
         tile: side of the tiles, a multiple of the window, or None for the image in one piece. Tiles bound the memory.
             Their masks belong to image coordinates, so that all tile sizes have the same masks; the image in one piece
             has others. An overlap less than `tiling.exact_overlap` changes results slightly.
-        overlap: pixels that two tiles share, a multiple of the window. None is 64, rounded up to one.
+        overlap: pixels that two tiles share, a multiple of the window. None is 64, rounded up to such a multiple.
 
     Returns:
         The shape of `image`, clipped to [0, 1].
@@ -142,6 +142,7 @@ def denoise_bands(
 def _evaluated(
     model: MaskedSwinIR, x: Tensor, key: MaskKey, attention_mask: bool, origin: tuple[int, int] | None
 ) -> Tensor:
+    """Run the network in evaluation mode, and restore its mode."""
     was_training = model.training
     model.eval()
     try:

@@ -164,7 +164,7 @@ class AttentionMasks:
         else:
             if self.origin is not None:
                 top, left = self.origin
-                key = key._replace(sample=_placed_samples(key.sample, torch.tensor(top), torch.tensor(left)))
+                key = key._replace(sample=_samples_at(key.sample, torch.tensor(top), torch.tensor(left)))
             masked = token_mask(
                 *key,
                 windows.tokens,
@@ -188,7 +188,7 @@ def placed_mask(
     device = key.sample.device
     rows = torch.arange(top // CELL, (top + height - 1) // CELL + 1, device=device)
     columns = torch.arange(left // CELL, (left + width - 1) // CELL + 1, device=device)
-    samples = _placed_samples(key.sample[:, None, None], rows[:, None], columns)
+    samples = _samples_at(key.sample[:, None, None], rows[:, None], columns)
     masked = token_mask(*key._replace(sample=samples.flatten()), CELL * CELL, ratio, heads=heads or 1)
     cells_BRKHYX = masked.view(*samples.shape, heads or 1, CELL, CELL)
     image_BHYX = cells_BRKHYX.permute(0, 3, 1, 4, 2, 5).reshape(
@@ -199,6 +199,6 @@ def placed_mask(
     return flat if heads is not None else flat.squeeze(1)
 
 
-def _placed_samples(sample: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Return sample ids for coordinates: distinct within an image for rows and columns below 2^16."""
+def _samples_at(sample: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Return sample ids that differ between the coordinates of an image. Row and column are below 2^16."""
     return (sample * 0x9E3779B1 + (row << 16) + column) & 0xFFFFFFFF
