@@ -31,7 +31,8 @@ CASES = [  # use, dtype, head_dim, side of the window, heads padded to whole sec
 BATCH, HEADS, HEAD_DIM = 64, 6, 10
 EVERY = 64  # ptxsim runs one program of so many
 ACTIVATIONS = {"q_ptr", "k_ptr", "v_ptr", "out_ptr", "grad_ptr", "dq_ptr", "dk_ptr", "dv_ptr"}
-PRODUCTS = {"forward": 2, "backward": 5}  # matrix products of a kernel's formulas
+# Matrix products of a kernel's formulas; the scores and dp are made in both kernels of large windows.
+PRODUCTS = {"forward": 2, "backward": 5, "backward_queries": 3, "backward_keys": 4}
 
 
 def attend(

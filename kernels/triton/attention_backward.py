@@ -14,15 +14,14 @@ import triton
 import triton.language as tl
 
 from .attention_gradients import (
+    add_to_bias,
     add_to_rows,
-    exact_sums,
     folded,
     key_rows,
-    load_gradient,
     load_pairs,
+    load_queries_and_gradient,
     pair_gradients,
     score_gradients,
-    shared_gradients,
 )
 from .attention_pairs import (
     add_window_tables,
@@ -33,7 +32,6 @@ from .attention_pairs import (
     query_rows,
     store_head,
     take_windows,
-    window_of_rows,
     windows_to_skip,
 )
 
@@ -66,7 +64,10 @@ def backward_kernel(
         key, query = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_T)
         bias = load_bias(bias_ptr, query, query < QUERIES, key, key < KEYS, QUERIES)
         d_bias = tl.zeros((BLOCK_S, BLOCK_T), tl.float32)
+    k_shared = None
+    v_shared = None
     if shared_qkv_ptr is not None:
+        shared_ds_ptr += head.to(tl.int64) * out_rows
         k_shared = load_shared(shared_qkv_ptr, 1, head, HEADS, BLOCK_D)
         v_shared = load_shared(shared_qkv_ptr, 2, head, HEADS, BLOCK_D)
         dq_shared = tl.zeros((16, BLOCK_D), tl.float32)
@@ -93,67 +94,32 @@ def backward_kernel(
                 pair_mask_ptr = mask_ptr + (window % mask_windows).to(tl.int64) * (QUERIES * KEYS)
             key_position_ptr = None if position_ptr is None else position_ptr + key_first
             window_k_ptr, window_v_ptr = k_ptr + key_first * K_STRIDE + column, v_ptr + key_first * V_STRIDE + column
-            window_stats_ptr = stats_ptr + out_first
-            out_row, q_row, position, valid = query_rows(
-                0, out_count, key_position_ptr, index_ptr, QUERIES, COMPACT_Q, ONLY_VISIBLE, BLOCK_T
-            )
-            q = load_queries(
-                q_ptr + q_first * Q_STRIDE + column,
-                q_row,
-                valid,
-                shared_qkv_ptr,
-                head,
-                Q_STRIDE,
-                PADDED,
-                LANES,
-                BLOCK_D,
-            )
-            grad, share, delta = load_gradient(
+            window_ds_ptr = None if shared_ds_ptr is None else shared_ds_ptr + out_first
+            out_row, q_row, position, valid, q, grad, share, delta, dq = load_queries_and_gradient(
+                0, out_count, key_count, head, taken, q_ptr + q_first * Q_STRIDE + column, window_k_ptr, window_v_ptr,
                 grad_ptr + out_first * OUT_STRIDE + out_column, out_ptr + out_first * OUT_STRIDE + out_column,
-                window_stats_ptr, out_row, valid, out_rows, EXACT, OUT_STRIDE, LANES, BLOCK_D,
+                stats_ptr + out_first, bias_ptr, shared_qkv_ptr, k_shared, v_shared, window_ds_ptr, d_shared_ptr,
+                key_position_ptr, index_ptr, pair_mask_ptr, region_ptr, pack_ptr, out_rows, scale,
+                HEADS, QUERIES, KEYS, COMPACT_Q, Q_STRIDE, K_STRIDE, V_STRIDE, OUT_STRIDE,
+                ONLY_VISIBLE, EXCLUDE, ALL_KEYS, EXACT, LANES, PADDED, PRECISION, BLOCK_T, BLOCK_S, BLOCK_D,
             )  # fmt: skip
-            dq = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
-            total = tl.zeros((BLOCK_T,), tl.float32)
-            if shared_qkv_ptr is not None:
-                shared_p = tl.load(window_stats_ptr + 2 * out_rows + out_row, mask=valid, other=0.0)
-                shared_dp = tl.sum(grad.to(tl.float32) * v_shared[None, :], 1)
-            if EXACT and not ALL_KEYS:
-                if shared_qkv_ptr is not None:
-                    total, delta = shared_p, shared_p * shared_dp
-                share, delta = exact_sums(
-                    total, delta, key_count, window_k_ptr, window_v_ptr, key_position_ptr, bias_ptr, pair_mask_ptr,
-                    region_ptr, window_stats_ptr + out_row, q, grad, out_row, position, valid, pack_ptr, taken, scale,
-                    QUERIES, KEYS, K_STRIDE, V_STRIDE, EXCLUDE, LANES, PRECISION, BLOCK_S, BLOCK_D,
-                )  # fmt: skip
-                if shared_qkv_ptr is not None:
-                    shared_p *= share
-            if shared_qkv_ptr is not None:
-                dq = shared_gradients(
-                    q, grad, shared_p, shared_dp, delta, k_shared,
-                    shared_ds_ptr + head.to(tl.int64) * out_rows + out_first + out_row, d_shared_ptr, valid,
-                    HEADS, BLOCK_D,
-                )  # fmt: skip
             for start in range(0, key_count, BLOCK_S):
                 key_row, key_position, key_valid, k, p, dp = load_pairs(
                     start, key_count, window_k_ptr, window_v_ptr, key_position_ptr, bias_ptr, bias, pair_mask_ptr,
-                    region_ptr, window_stats_ptr + out_row, q, grad, out_row, position, valid, pack_ptr, taken, scale,
-                    QUERIES, KEYS, K_STRIDE, V_STRIDE, EXCLUDE, LANES, PRECISION, BLOCK_S, BLOCK_D,
+                    region_ptr, stats_ptr + out_first + out_row, q, grad, out_row, position, valid,
+                    pack_ptr, taken, scale, QUERIES, KEYS, K_STRIDE, V_STRIDE, EXCLUDE, LANES, PRECISION,
+                    BLOCK_S, BLOCK_D,
                 )  # fmt: skip
                 p, ds, share, delta = score_gradients(p, dp, share, delta, EXACT, ALL_KEYS)
                 small_ds = ds.to(q.dtype)
                 dv = tl.dot(p.to(q.dtype), grad, input_precision=PRECISION)
                 if ALL_KEYS:
                     d_bias += ds
-                elif PACKED:
-                    key_window = window_of_rows(key_row, pack_ptr, taken)
-                    query_window = window_of_rows(out_row, pack_ptr, taken)
-                    for i in range(0, taken):  # one after the other: they meet at the same positions
-                        add_to_rows(
-                            d_bias_ptr, small_ds, key_position, key_valid & (key_window == i), position,
-                            valid & (query_window == i), QUERIES,
-                        )  # fmt: skip
                 else:
-                    add_to_rows(d_bias_ptr, small_ds, key_position, key_valid, position, valid, QUERIES)
+                    add_to_bias(
+                        d_bias_ptr, small_ds, key_row, key_position, key_valid, out_row, position, valid,
+                        pack_ptr, taken, QUERIES,
+                    )  # fmt: skip
                 dq = tl.dot(tl.trans(small_ds), k, dq, input_precision=PRECISION)
                 dk = tl.dot(small_ds, q, input_precision=PRECISION) * dot_scale
                 store_head(dv_ptr + key_first * DV_STRIDE + d_column, key_row, key_valid, dv, DV_STRIDE, LANES, BLOCK_D)
@@ -196,7 +162,10 @@ def backward_queries_kernel(
     bias_ptr += head * (KEYS * QUERIES)
     stats_ptr += head.to(tl.int64) * (3 * out_rows)
     delta_ptr += head.to(tl.int64) * (2 * out_rows)
+    k_shared = None
+    v_shared = None
     if shared_qkv_ptr is not None:
+        shared_ds_ptr += head.to(tl.int64) * out_rows
         k_shared = load_shared(shared_qkv_ptr, 1, head, HEADS, BLOCK_D)
         v_shared = load_shared(shared_qkv_ptr, 2, head, HEADS, BLOCK_D)
         dq_shared = tl.zeros((16, BLOCK_D), tl.float32)
@@ -220,41 +189,20 @@ def backward_queries_kernel(
             pair_mask_ptr = mask_ptr + (window % mask_windows).to(tl.int64) * (QUERIES * KEYS)
         key_position_ptr = None if position_ptr is None else position_ptr + key_first
         window_k_ptr, window_v_ptr = k_ptr + key_first * K_STRIDE + column, v_ptr + key_first * V_STRIDE + column
-        window_stats_ptr = stats_ptr + out_first
-        out_row, q_row, position, valid = query_rows(
-            tile * BLOCK_T, out_count, key_position_ptr, index_ptr, QUERIES, COMPACT_Q, ONLY_VISIBLE, BLOCK_T
-        )
-        q = load_queries(
-            q_ptr + q_first * Q_STRIDE + column, q_row, valid, shared_qkv_ptr, head, Q_STRIDE, PADDED, LANES, BLOCK_D
-        )
-        grad, share, delta = load_gradient(
+        window_ds_ptr = None if shared_ds_ptr is None else shared_ds_ptr + out_first
+        out_row, q_row, position, valid, q, grad, share, delta, dq = load_queries_and_gradient(
+            tile * BLOCK_T, out_count, key_count, head, 1, q_ptr + q_first * Q_STRIDE + column,
+            window_k_ptr, window_v_ptr,
             grad_ptr + out_first * OUT_STRIDE + out_column, out_ptr + out_first * OUT_STRIDE + out_column,
-            window_stats_ptr, out_row, valid, out_rows, EXACT, OUT_STRIDE, LANES, BLOCK_D,
+            stats_ptr + out_first, bias_ptr, shared_qkv_ptr, k_shared, v_shared, window_ds_ptr, d_shared_ptr,
+            key_position_ptr, index_ptr, pair_mask_ptr, region_ptr, None, out_rows, scale,
+            HEADS, QUERIES, KEYS, COMPACT_Q, Q_STRIDE, K_STRIDE, V_STRIDE, OUT_STRIDE,
+            ONLY_VISIBLE, EXCLUDE, ALL_KEYS, EXACT, LANES, PADDED, PRECISION, BLOCK_T, BLOCK_S, BLOCK_D,
         )  # fmt: skip
-        dq = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
-        total = tl.zeros((BLOCK_T,), tl.float32)
-        if shared_qkv_ptr is not None:
-            shared_p = tl.load(window_stats_ptr + 2 * out_rows + out_row, mask=valid, other=0.0)
-            shared_dp = tl.sum(grad.to(tl.float32) * v_shared[None, :], 1)
-        if EXACT and not ALL_KEYS:
-            if shared_qkv_ptr is not None:
-                total, delta = shared_p, shared_p * shared_dp
-            share, delta = exact_sums(
-                total, delta, key_count, window_k_ptr, window_v_ptr, key_position_ptr, bias_ptr, pair_mask_ptr,
-                region_ptr, window_stats_ptr + out_row, q, grad, out_row, position, valid, None, 1, scale,
-                QUERIES, KEYS, K_STRIDE, V_STRIDE, EXCLUDE, LANES, PRECISION, BLOCK_S, BLOCK_D,
-            )  # fmt: skip
-            if shared_qkv_ptr is not None:
-                shared_p *= share
-        if shared_qkv_ptr is not None:
-            dq = shared_gradients(
-                q, grad, shared_p, shared_dp, delta, k_shared,
-                shared_ds_ptr + head.to(tl.int64) * out_rows + out_first + out_row, d_shared_ptr, valid, HEADS, BLOCK_D,
-            )  # fmt: skip
         for start in range(0, key_count, BLOCK_S):
             key_row, key_position, key_valid, k, p, dp = load_pairs(  # noqa: RUF059 (`_` would be a variable, too)
                 start, key_count, window_k_ptr, window_v_ptr, key_position_ptr, bias_ptr, None, pair_mask_ptr,
-                region_ptr, window_stats_ptr + out_row, q, grad, out_row, position, valid, None, 1, scale,
+                region_ptr, stats_ptr + out_first + out_row, q, grad, out_row, position, valid, None, 1, scale,
                 QUERIES, KEYS, K_STRIDE, V_STRIDE, EXCLUDE, LANES, PRECISION, BLOCK_S, BLOCK_D,
             )  # fmt: skip
             p, ds, share, delta = score_gradients(p, dp, share, delta, EXACT, ALL_KEYS)

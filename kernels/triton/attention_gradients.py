@@ -6,7 +6,7 @@ Scores are (keys, queries) here: what they give to keys then stays in the regist
 import triton
 import triton.language as tl
 
-from .attention_pairs import add_window_tables, load_bias, load_head
+from .attention_pairs import add_window_tables, load_bias, load_head, load_queries, query_rows, window_of_rows
 
 
 @triton.jit
@@ -95,6 +95,51 @@ def exact_sums(
 
 
 @triton.jit
+def load_queries_and_gradient(
+    start, out_count, key_count, head, taken, q_ptr, k_ptr, v_ptr, grad_ptr, out_ptr, stats_ptr, bias_ptr,
+    shared_qkv_ptr, k_shared, v_shared, shared_ds_ptr, d_shared_ptr,
+    key_position_ptr, index_ptr, mask_ptr, region_ptr, pack_ptr, out_rows, scale,
+    HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, COMPACT_Q: tl.constexpr,
+    Q_STRIDE: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
+    ONLY_VISIBLE: tl.constexpr, EXCLUDE: tl.constexpr, ALL_KEYS: tl.constexpr, EXACT: tl.constexpr,
+    LANES: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries of a window, ready for its keys. The pointers are those of the window.
+
+    Returns rows of the output and of q, positions, which exist, q, the gradient, 1 / softmax denominator, delta, and dq
+    with what the masked key gives to it.
+    """
+    out_row, q_row, position, valid = query_rows(
+        start, out_count, key_position_ptr, index_ptr, QUERIES, COMPACT_Q, ONLY_VISIBLE, BLOCK_T
+    )
+    q = load_queries(q_ptr, q_row, valid, shared_qkv_ptr, head, Q_STRIDE, PADDED, LANES, BLOCK_D)
+    grad, share, delta = load_gradient(
+        grad_ptr, out_ptr, stats_ptr, out_row, valid, out_rows, EXACT, OUT_STRIDE, LANES, BLOCK_D
+    )
+    dq = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
+    total = tl.zeros((BLOCK_T,), tl.float32)
+    if shared_qkv_ptr is not None:
+        shared_p = tl.load(stats_ptr + 2 * out_rows + out_row, mask=valid, other=0.0)
+        shared_dp = tl.sum(grad.to(tl.float32) * v_shared[None, :], 1)
+    if EXACT and not ALL_KEYS:
+        if shared_qkv_ptr is not None:
+            total, delta = shared_p, shared_p * shared_dp
+        share, delta = exact_sums(
+            total, delta, key_count, k_ptr, v_ptr, key_position_ptr, bias_ptr, mask_ptr, region_ptr,
+            stats_ptr + out_row, q, grad, out_row, position, valid, pack_ptr, taken, scale,
+            QUERIES, KEYS, K_STRIDE, V_STRIDE, EXCLUDE, LANES, PRECISION, BLOCK_S, BLOCK_D,
+        )  # fmt: skip
+        if shared_qkv_ptr is not None:
+            shared_p *= share
+    if shared_qkv_ptr is not None:
+        dq = shared_gradients(
+            q, grad, shared_p, shared_dp, delta, k_shared, shared_ds_ptr + out_row, d_shared_ptr, valid, HEADS, BLOCK_D
+        )
+    return out_row, q_row, position, valid, q, grad, share, delta, dq
+
+
+@triton.jit
 def score_gradients(p, dp, share, delta, EXACT: tl.constexpr, ALL_KEYS: tl.constexpr):
     """p, the gradient of the scores, 1 / denominator and delta; the last two are made here from all keys at once."""
     if EXACT:
@@ -126,6 +171,23 @@ def add_to_rows(d_bias_ptr, ds, key_position, key_valid, position, valid, QUERIE
     mask = key_valid[:, None] & valid[None, :]
     tl.debug_barrier()  # another thread may have written here before
     tl.store(pair, tl.load(pair, mask=mask, other=0.0) + ds.to(tl.float32), mask=mask)
+
+
+@triton.jit
+def add_to_bias(
+    d_bias_ptr, ds, key_row, key_position, key_valid, out_row, position, valid, pack_ptr, taken, QUERIES: tl.constexpr
+):
+    """`add_to_rows` for the pairs of one window or, with `pack_ptr`, of `taken` adjacent ones."""
+    if pack_ptr is not None:
+        key_window = window_of_rows(key_row, pack_ptr, taken)
+        query_window = window_of_rows(out_row, pack_ptr, taken)
+        for i in range(0, taken):  # one after the other: they meet at the same positions
+            add_to_rows(
+                d_bias_ptr, ds, key_position, key_valid & (key_window == i), position, valid & (query_window == i),
+                QUERIES,
+            )  # fmt: skip
+    else:
+        add_to_rows(d_bias_ptr, ds, key_position, key_valid, position, valid, QUERIES)
 
 
 @triton.jit
