@@ -75,13 +75,13 @@ def list_kernel(
     segment, token, valid, keep = load_segments(
         keep_ptr, segments, height, width, HEADS, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, SEGMENTS_EACH, BLOCK_N
     )
-    count = tl.sum(keep, 1, keep_dims=True)
-    end = before + tl.cumsum(count, 0)
+    count = tl.sum(keep, 1)
+    end = (before + tl.cumsum(count, 0))[:, None]  # Triton 3.6 has no sums along columns of one element
     tl.store(offsets_ptr + segment + 1, end, mask=segment < segments)
     tl.store(offsets_ptr + segment, tl.zeros_like(end), mask=segment == 0)
 
     position = tl.zeros_like(keep) + tl.arange(0, BLOCK_N)[None, :]
-    entry = end - count + tl.cumsum(keep, 1) - keep
+    entry = end - count[:, None] + tl.cumsum(keep, 1) - keep
     tl.store(token_index_ptr + entry, token, mask=keep != 0)
     tl.store(position_ptr + entry, position, mask=keep != 0)
     # The list has room for every token. The entries that are left hold the first position of the first window.
