@@ -11,7 +11,7 @@ import torch
 from masked_swin.kernels import window_attention
 
 ROOT = Path(__file__).parents[2]
-TESTS = ["tests/kernels/test_window_attention.py", "tests/kernels/test_backends.py"]
+TESTS = [f"tests/kernels/test_{name}.py" for name in ("window_attention", "backends", "transforms", "ops")]
 
 
 def run_with_toy(*arguments):
