@@ -106,13 +106,12 @@ def backward_kernel(
             for start in range(0, key_count, BLOCK_S):
                 key_row, key_position, key_valid, k, p, dp = load_pairs(
                     start, key_count, window_k_ptr, window_v_ptr, key_position_ptr, bias_ptr, bias, pair_mask_ptr,
-                    region_ptr, stats_ptr + out_first + out_row, q, grad, out_row, position, valid,
+                    region_ptr, stats_ptr + out_first, q, grad, out_row, position, valid,
                     pack_ptr, taken, scale, QUERIES, KEYS, K_STRIDE, V_STRIDE, EXCLUDE, LANES, PRECISION,
                     BLOCK_S, BLOCK_D,
                 )  # fmt: skip
                 p, ds, share, delta = score_gradients(p, dp, share, delta, EXACT, ALL_KEYS)
                 small_ds = ds.to(q.dtype)
-                dv = tl.dot(p.to(q.dtype), grad, input_precision=PRECISION)
                 if ALL_KEYS:
                     d_bias += ds
                 else:
@@ -122,6 +121,7 @@ def backward_kernel(
                     )  # fmt: skip
                 dq = tl.dot(tl.trans(small_ds), k, dq, input_precision=PRECISION)
                 dk = tl.dot(small_ds, q, input_precision=PRECISION) * dot_scale
+                dv = tl.dot(p.to(q.dtype), grad, input_precision=PRECISION)
                 store_head(dv_ptr + key_first * DV_STRIDE + d_column, key_row, key_valid, dv, DV_STRIDE, LANES, BLOCK_D)
                 store_head(dk_ptr + key_first * DK_STRIDE + d_column, key_row, key_valid, dk, DK_STRIDE, LANES, BLOCK_D)
             dq = dq * dot_scale
@@ -202,7 +202,7 @@ def backward_queries_kernel(
         for start in range(0, key_count, BLOCK_S):
             key_row, key_position, key_valid, k, p, dp = load_pairs(  # noqa: RUF059 (`_` would be a variable, too)
                 start, key_count, window_k_ptr, window_v_ptr, key_position_ptr, bias_ptr, None, pair_mask_ptr,
-                region_ptr, stats_ptr + out_first + out_row, q, grad, out_row, position, valid, None, 1, scale,
+                region_ptr, stats_ptr + out_first, q, grad, out_row, position, valid, None, 1, scale,
                 QUERIES, KEYS, K_STRIDE, V_STRIDE, EXCLUDE, LANES, PRECISION, BLOCK_S, BLOCK_D,
             )  # fmt: skip
             p, ds, share, delta = score_gradients(p, dp, share, delta, EXACT, ALL_KEYS)

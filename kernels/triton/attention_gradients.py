@@ -30,7 +30,7 @@ def pair_gradients(k, v, q, grad, added, highest_ptr, valid, scale, PRECISION: t
 
 @triton.jit
 def load_pairs(
-    start, key_count, k_ptr, v_ptr, key_position_ptr, bias_ptr, bias, mask_ptr, region_ptr, highest_ptr,
+    start, key_count, k_ptr, v_ptr, key_position_ptr, bias_ptr, bias, mask_ptr, region_ptr, stats_ptr,
     q, grad, out_row, position, valid, pack_ptr, taken, scale,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr,
     EXCLUDE: tl.constexpr, LANES: tl.constexpr, PRECISION: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -48,7 +48,7 @@ def load_pairs(
         bias, mask_ptr, region_ptr, position, valid, key_position, key_valid, QUERIES, KEYS, EXCLUDE,
         out_row, key_row, pack_ptr, taken,
     )  # fmt: skip
-    p, dp = pair_gradients(k, v, q, grad, added, highest_ptr, valid, scale, PRECISION)
+    p, dp = pair_gradients(k, v, q, grad, added, stats_ptr + out_row, valid, scale, PRECISION)
     return key_row, key_position, key_valid, k, p, dp
 
 
@@ -76,7 +76,7 @@ def load_gradient(
 
 @triton.jit
 def exact_sums(
-    total, delta, key_count, k_ptr, v_ptr, key_position_ptr, bias_ptr, mask_ptr, region_ptr, highest_ptr,
+    total, delta, key_count, k_ptr, v_ptr, key_position_ptr, bias_ptr, mask_ptr, region_ptr, stats_ptr,
     q, grad, out_row, position, valid, pack_ptr, taken, scale,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr,
     EXCLUDE: tl.constexpr, LANES: tl.constexpr, PRECISION: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -84,7 +84,7 @@ def exact_sums(
     """1 / softmax denominator and delta, summed over all keys from those of the masked key on."""
     for start in range(0, key_count, BLOCK_S):
         key_row, key_position, key_valid, k, p, dp = load_pairs(  # noqa: RUF059 (`_` would be a variable, too)
-            start, key_count, k_ptr, v_ptr, key_position_ptr, bias_ptr, None, mask_ptr, region_ptr, highest_ptr,
+            start, key_count, k_ptr, v_ptr, key_position_ptr, bias_ptr, None, mask_ptr, region_ptr, stats_ptr,
             q, grad, out_row, position, valid, pack_ptr, taken, scale,
             QUERIES, KEYS, K_STRIDE, V_STRIDE, EXCLUDE, LANES, PRECISION, BLOCK_S, BLOCK_D,
         )  # fmt: skip
@@ -127,7 +127,7 @@ def load_queries_and_gradient(
             total, delta = shared_p, shared_p * shared_dp
         share, delta = exact_sums(
             total, delta, key_count, k_ptr, v_ptr, key_position_ptr, bias_ptr, mask_ptr, region_ptr,
-            stats_ptr + out_row, q, grad, out_row, position, valid, pack_ptr, taken, scale,
+            stats_ptr, q, grad, out_row, position, valid, pack_ptr, taken, scale,
             QUERIES, KEYS, K_STRIDE, V_STRIDE, EXCLUDE, LANES, PRECISION, BLOCK_S, BLOCK_D,
         )  # fmt: skip
         if shared_qkv_ptr is not None:

@@ -38,7 +38,7 @@ def attention_tiles(call: "Attention", kernel: Any, *with_same_tiles: Any) -> di
         if backward and ((side > 16 and call.queries % side) or (partial and wide)):
             warps = max(warps, 2)
     elif backward:
-        warps = 8 if wide and queries <= 64 and (itemsize == 4 or not (call.padded or partial)) else 4
+        warps = 8 if wide and queries <= 64 and (itemsize == 4 or not partial) else 4
     else:
         warps = 8 if itemsize == 4 and row > 64 else 4
 
