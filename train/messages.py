@@ -36,9 +36,13 @@ def report(**lines_by_label: list[str]) -> None:
                 print(f"{label}: {line}", file=sys.stderr)
 
 
-def note_missing_kernels(device: "torch.device") -> None:
-    """Say that this processor computes without the C++ kernels, if it does."""
+def note_kernels(device: "torch.device", precision: str = "float32") -> None:
+    """Say what this processor lacks: the C++ kernels, or products of the precision that is asked of it."""
     from masked_swin.kernels import CPU_LIBRARY  # takes seconds
 
-    if device.type == "cpu" and not CPU_LIBRARY.loaded:
+    if device.type != "cpu":
+        return
+    if not CPU_LIBRARY.loaded:
         say(f"note: PyTorch's operators compute, without the C++ kernels: {CPU_LIBRARY.why_not}")
+    elif precision == "bfloat16" and CPU_LIBRARY.instruction_set != "avx512_bf16":
+        say("note: this processor has no bfloat16 products; the kernels compute in float32, as fast as float32 does")

@@ -26,7 +26,7 @@ from masked_swin.train.commands.denoise_options import DenoiseOptions, add_denoi
 from masked_swin.train.data import LUMA, DecodedImage, NotAnImageError, image_paths
 from masked_swin.train.image_pipeline import Job, Outcome, Writer, decoded_ahead, named
 from masked_swin.train.journal import Journal
-from masked_swin.train.messages import note_missing_kernels, report, say
+from masked_swin.train.messages import note_kernels, report, say
 from masked_swin.train.parser import Parser
 from masked_swin.train.progress import ProgressBar, progress_bar, with_progress
 from masked_swin.train.weights import fingerprint, load_weights, weights_path
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     device = distributed.device(options.device)
     denoising = DenoiseOptions.of(options, options.attention_mask, device)
     say(f"weights of {weights_path(options.model)}, on {device} in {denoising.precision}")
-    note_missing_kernels(device)
+    note_kernels(device, denoising.precision)
     model = load_weights(options.model).to(device)
     try:
         outcome = denoise_files(model, options.input, options.output, denoising, overwrite=options.overwrite, say=say)

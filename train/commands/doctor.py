@@ -84,7 +84,9 @@ def _machine() -> dict[str, dict[str, str]]:
             "threads": f"{torch.get_num_threads()} (torch)",
             "instructions": " ".join(flag for flag in _FLAGS if flag in flags) or "unknown",
             "torch uses": torch.backends.cpu.get_cpu_capability(),
-            "bf16 dot": ", ".join(dot_products) if dot_products else "none: bfloat16 gains no speed",
+            "bf16 dot": ", ".join(dot_products)
+            if dot_products
+            else "none: bfloat16 computes in float32, as fast as float32",
             "memory": f"{available_memory() / 2**30:.1f} GiB free",
             "cuda": _cuda(),
         },

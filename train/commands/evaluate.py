@@ -20,7 +20,7 @@ from masked_swin.train.commands.denoise_options import DenoiseOptions, add_denoi
 from masked_swin.train.commands.noise import SPECS_HELP, Spec, named_images, noisy_copy, parse_specs
 from masked_swin.train.commands.scores import Evaluation, Score, check_output, plain, table, write_evaluation
 from masked_swin.train.data import DecodedImage, NotAnImageError, read_image
-from masked_swin.train.messages import note_missing_kernels, report, say
+from masked_swin.train.messages import note_kernels, report, say
 from masked_swin.train.metrics import psnr, ssim
 from masked_swin.train.parser import Parser, UsageError
 from masked_swin.train.perceptual import Lpips, load_lpips
@@ -71,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.results:
         evaluation = evaluate_results(options.clean, options.results, protocol=options.protocol, lpips=lpips)
     else:
-        note_missing_kernels(device)
+        note_kernels(device)
         model = load_weights(options.model).to(device) if options.model else None
         specs = parse_specs(options.noise) if options.noise else []
         evaluation = evaluate_network(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from masked_swin.train import distributed
 from masked_swin.train.config import parse_config
 from masked_swin.train.loop import Trainer
-from masked_swin.train.messages import note_missing_kernels, say
+from masked_swin.train.messages import note_kernels, say
 from masked_swin.train.parser import UsageError
 from masked_swin.train.run_folder import WEIGHTS_FILE
 
@@ -21,7 +21,7 @@ def run(arguments: Sequence[str]) -> int:
     with distributed.process_group(config.device):
         trainer = Trainer(config)
         if trainer.writes:
-            note_missing_kernels(trainer.device)
+            note_kernels(trainer.device, config.precision)
             for message in trainer.messages:
                 say(message)
         ending = trainer.run()
