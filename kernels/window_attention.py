@@ -67,13 +67,15 @@ def window_attention(
 
     Args:
         q, k, v: one floating dtype, one device.
-        bias: (heads, T, S), or with `visible` a relative position table ((2h-1)*(2w-1), heads). Has a gradient.
+        bias: (heads, T, S), or with `visible` a position bias table ((2h-1)*(2w-1), heads). Has a gradient. Without
+            `visible`, expand a table with `relative_position_bias(table, (h, w))` first.
         scale: factor of q k^T, usually head_dim ** -0.5.
         visible: the visible tokens of the mask, with the shift regions of their windows. Pairs of different regions
             get -100 added to the score if masked tokens take part (SwinIR's numbers). Else they are left out.
         shared_qkv: q, k, v of every masked token, each (heads, head_dim). The published mask shares the qkv bias.
-        window_mask: (M, T, S), added to the score of window w as window_mask[w % M], for nets that bring one. Has no
-            gradient. Entries at or below -1e30, as -inf, exclude the key. A query without any key gets 0.
+        window_mask: (M, T, S), added to the score of window w as window_mask[w % M], for nets that bring one. M divides
+            W, and windows are ordered image by image. Has no gradient. Entries at or below -1e30, as -inf, exclude the
+            key. A query without any key gets 0.
         backend: a name, or None for the first that can run; `backend_report()` lists them.
 
     Returns:
