@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:
 	@echo "make demo       train two small networks, denoise held-out images, write demo/report.html"
 	@echo "make test       the tests (minutes)"
-	@echo "make check      everything before a release: lint, slow tests, wheel and installation proofs (long)"
+	@echo "make check      before a release, after make test: lint, slow tests, wheel and installation proofs (long)"
 	@echo "make lint       ruff and clang-format, read-only;  make format: let them rewrite"
 	@echo "make packaging  the wheel and installation proofs alone (tests/checks/)"
 	@echo "make sanitize   the kernels under sanitizers alone"
