@@ -114,7 +114,7 @@ def shift_mask(windows: Windows, device: torch.device | str | None = None) -> Te
 
 
 def relative_position_index(window: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
-    """(N, N) int64: the row of the bias table for (query, key): SwinIR's `relative_position_index` buffer."""
+    """(N, N) int64: the row of the position bias table for (query, key): SwinIR's `relative_position_index` buffer."""
     height, width = window
     y = torch.arange(height, device=device).repeat_interleave(width)
     x = torch.arange(width, device=device).repeat(height)
@@ -128,7 +128,9 @@ def relative_position_bias(table: Tensor, window: tuple[int, int]) -> Tensor:
     """
     rows = (2 * window[0] - 1) * (2 * window[1] - 1)
     if table.dim() != 2 or table.shape[0] != rows:
-        raise ValueError(f"bias table of window {window} needs shape ({rows}, heads), got {tuple(table.shape)}")
+        raise ValueError(
+            f"position bias table of window {window} needs shape ({rows}, heads), got {tuple(table.shape)}"
+        )
     size = window[0] * window[1]
     index = relative_position_index(window, table.device)
     return table.index_select(0, index.flatten()).view(size, size, -1).permute(2, 0, 1).contiguous()

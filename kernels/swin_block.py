@@ -79,7 +79,7 @@ def swin_block(
 
     Args:
         x: (B, H, W, C), H and W multiples of the window.
-        weights: the parameters. The number of heads is that of the bias table.
+        weights: the parameters. The number of heads is that of the position bias table.
         window, shift: (height, width) in tokens. The shift is cyclic, 0 <= shift < window.
         visible: the tokens that the attention mask leaves visible, made for this geometry; None = all (dense).
         mode: how the block treats masked tokens. "zero": zero vectors before the qkv product (the published mask).
@@ -108,7 +108,7 @@ def swin_block(
     windows = Windows(x.shape[1], x.shape[2], window, shift)
     _check_weights(x, weights, windows)
     if channels % heads:
-        raise ValueError(f"{heads} heads of the bias table do not divide the {channels} channels")
+        raise ValueError(f"{heads} heads of the position bias table do not divide the {channels} channels")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if mode == "token" and weights.mask_token is None:

@@ -90,7 +90,7 @@ def window_attention(
     if bias.dim() == 2:
         if visible is None:
             raise ValueError(
-                "a bias table needs `visible` for its window; expand it with relative_position_bias(table, window)"
+                "a position bias table needs `visible` for its window: expand it with relative_position_bias(...)"
             )
         bias = relative_position_bias(bias, visible.windows.window)
     inputs = AttentionInputs(q, k, v, bias, scale, visible, shared_qkv, window_mask)

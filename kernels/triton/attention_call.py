@@ -27,13 +27,13 @@ class WindowGroups(NamedTuple):
     last_column: int | None
     corner: int | None
     windows_each: int
-    count: int
+    total: int
 
     def arguments(self) -> dict[str, int | None]:
         """By the names of the kernels' parameters."""
         fields = self._asdict()
         del fields["windows_each"]
-        return {**fields, "groups": fields.pop("count")}
+        return {"groups": fields.pop("total"), **fields}
 
 
 class HeadRows(NamedTuple):
@@ -180,7 +180,9 @@ def _adjacent_heads(q: Tensor, k: Tensor, v: Tensor, padded: bool) -> tuple[Tens
     head_dim = q.shape[2]
     head_stride = _head_stride(padded, q, k, v)
     if head_stride is not None:
-        return (*map(_with_padding, (q, k, v)), head_dim, head_stride) if padded else (q, k, v, head_dim, head_stride)
+        if padded:
+            q, k, v = _with_padding(q), _with_padding(k), _with_padding(v)
+        return q, k, v, head_dim, head_stride
     if padded:
         raise ValueError(f"padded q, k, v must have equal strides of heads, and 1 of elements, got {q.stride()} of q")
     return q.contiguous(), k.contiguous(), v.contiguous(), head_dim, head_dim
@@ -199,7 +201,7 @@ def _make_shared_bias(call: Attention, shared_bias: Tensor) -> None:
     tile = min(64, tile_side(call.queries))
     launch.launch(
         shared_bias_kernel,
-        (call.heads * call.groups.count, -(-call.queries // tile)),
+        (call.heads * call.groups.total, -(-call.queries // tile)),
         *arguments_of(shared_bias_kernel, **call.arguments(), **call.groups.arguments(), out_ptr=shared_bias),
         **call.bias_constants,
         BLOCK_W=call.groups.windows_each,
@@ -219,8 +221,8 @@ def _window_groups(windows: int, regions: Tensor | None, window_mask: Tensor | N
     down, across, _ = regions.shape
     windows_each = min(64, tile_side(windows // 64))  # small batches: enough programs rather than large ones
     counts = [images * count for count in ((down - 1) * (across - 1), across - 1, down - 1, 1)]
-    last_row, last_column, corner, count = accumulate(-(-count // windows_each) for count in counts)
-    return WindowGroups(period, None, across, last_row, last_column, corner, windows_each, count)
+    last_row, last_column, corner, total = accumulate(-(-count // windows_each) for count in counts)
+    return WindowGroups(period, None, across, last_row, last_column, corner, windows_each, total)
 
 
 def head_rows(call: Attention, *tensors: Tensor) -> HeadRows:

@@ -47,10 +47,19 @@ def attention_tiles(call: "Attention", kernel: Any, *with_same_tiles: Any) -> di
         most_keys = side if call.compact_output and not partial else 16
     tiles = {"BLOCK_T": side, "BLOCK_S": min(most_keys, keys), "num_warps": warps}
     max_tiles = {"BLOCK_T": queries, "BLOCK_S": keys}
-    shape = {"head_dim": call.head_dim, "queries": call.queries, "keys": call.keys}
-    layout = {"visible": compact, "compact": call.compact_output, "padded": call.padded}
-    shape |= layout | {"dtype": call.q.dtype}
-    return tuned(kernel, tiles, max_tiles=max_tiles, with_same_tiles=with_same_tiles, **shape)
+    return tuned(
+        kernel,
+        tiles,
+        max_tiles=max_tiles,
+        with_same_tiles=with_same_tiles,
+        head_dim=call.head_dim,
+        queries=call.queries,
+        keys=call.keys,
+        visible=compact,
+        compact=call.compact_output,
+        padded=call.padded,
+        dtype=call.q.dtype,
+    )
 
 
 def max_registers(call: "Attention", kernel: Any) -> int | None:

@@ -70,8 +70,8 @@ def run_backward(
     parts = min(BIAS_PARTS, max(1, BIAS_PART_ELEMENTS // (call.heads * call.keys * call.queries)))
     windows_each = -(-call.windows // parts)
     parts = -(-call.windows // windows_each)
-    groups_each = -(-call.groups.count // SHARED_BIAS_PARTS)
-    shared_parts = -(-call.groups.count // groups_each) if call.shared_bias is not None else 0
+    groups_each = -(-call.groups.total // SHARED_BIAS_PARTS)
+    shared_parts = -(-call.groups.total // groups_each) if call.shared_bias is not None else 0
 
     def new(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float32, device=out.device)

@@ -1,4 +1,4 @@
-"""A new backend is a folder and one line: the tests of its operations appear by themselves."""
+"""A new backend is a module and one line: the tests of its operations appear, and pass, by themselves."""
 
 import os
 import subprocess
