@@ -13,7 +13,7 @@ FORMATTED = $(CXX_FILES) $(shell find tests benchmarks -name "*.cpp")
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test test-gpu check test-slow packaging sanitize lint format bench bench-gpu performance clean distclean
+.PHONY: help setup demo test test-gpu check test-slow packaging sanitize lint format wheel bench bench-gpu performance clean distclean
 
 help:
 	@echo "make demo       train two small networks, denoise held-out images, write demo/report.html"
@@ -21,6 +21,7 @@ help:
 	@echo "make check      before a release, after make test: lint, slow tests, wheel and installation proofs (long)"
 	@echo "make lint       ruff and clang-format, read-only;  make format: let them rewrite"
 	@echo "make packaging  the wheel and installation proofs alone (tests/checks/)"
+	@echo "make wheel      dist/: the wheel, on x86-64 Linux a manylinux_2_28 one, and its proof"
 	@echo "make sanitize   the kernels under sanitizers alone"
 	@echo "make bench      the benchmarks (long); some of them: make bench ROWS='block and 180'"
 	@echo "make performance  figures and table of docs/performance.md, after make bench"
@@ -57,6 +58,9 @@ test-slow: setup
 
 packaging: setup
 	tests/checks/run
+
+wheel: setup
+	DIST="$(CURDIR)/dist" tests/checks/run wheel
 
 sanitize: setup
 	tests/checks/run sanitizers threads

@@ -1,20 +1,21 @@
 """What a wheel file holds, and what it says that it runs on.
 
-python wheel_contents.py WHEEL
+python wheel_contents.py WHEEL, with the environment variable MANYLINUX: its tag, or empty.
 """
 
+import os
 import sys
 import sysconfig
 import zipfile
 from pathlib import Path
 
 wheel = Path(sys.argv[1])
-platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+platform = os.environ["MANYLINUX"] or sysconfig.get_platform().replace("-", "_").replace(".", "_")
 tag = wheel.stem.split("-", 2)[2]
 assert tag == f"cp310-abi3-{platform}", f"{wheel.name} has the tag {tag}"
 
 with zipfile.ZipFile(wheel) as archive:
-    names = archive.namelist()
+    names = [name for name in archive.namelist() if not name.endswith("/")]  # auditwheel adds folders
     metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))
     text = archive.read(metadata).decode()
 info = metadata.split("/")[0]
