@@ -1,9 +1,10 @@
 """The command line: `masked-swin COMMAND ...` runs the file of that name in commands/ and reports its errors.
 
 Exit codes: 0 done, 1 failed (of several files: some failed), 2 wrong arguments or configuration, 130 interrupted
-(Ctrl-C), 143 terminated (SIGTERM).
+(Ctrl-C), 141 the reader of a pipe left, 143 terminated (SIGTERM).
 """
 
+import os
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from masked_swin.train import messages
 from masked_swin.train.commands import COMMANDS, load
 
 QUIET = ("-q", "--quiet")
+CLOSED_PIPE = 141  # as shells report SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _fail(f"the package {error.name} is missing; install 'masked-swin[train]'")
     try:
-        return command.run(arguments[1:])
+        code = command.run(arguments[1:])
+        sys.stdout.flush()  # a reader that left shows here rather than when Python exits
+        return code
+    except BrokenPipeError:  # `masked-swin doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
     except ArgumentError as error:
         return _wrong_arguments(str(error), f"masked-swin {name}")
     except (ValueError, OSError, FloatingPointError) as error:

@@ -1,5 +1,8 @@
 """The command line: exit codes, messages, and files that keep their names."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,6 +152,15 @@ def test_what_print_config_writes_is_what_trains(tmp_path: Path, capsys: pytest.
         main(["train", "--preset", "tiny", "--print_config"])
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
     assert parse_config(["--config", str(tmp_path / "printed.yaml")]).network == PRESETS["tiny"]
+
+
+def test_leaves_quietly_when_the_reader_of_a_pipe_left() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "masked_swin", "doctor"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=240)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 # denoise: the files are in test_denoising.py
