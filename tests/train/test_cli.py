@@ -12,19 +12,8 @@ import yaml
 from masked_swin import PRESETS, MaskedSwinIR, ModelConfig, __version__, kernels, load_checkpoint, save_checkpoint
 from masked_swin.train.cli import main
 from masked_swin.train.config import parse_config
-from tests.support.image_files import write_photos
 
 NETWORK = ModelConfig(embed_dim=12, depths=(1,), num_heads=(2,), window_size=4, attention_mask=0.5)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return write_photos(tmp_path / "photos")
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,6 @@ from masked_swin.train.progress import StepResult
 NETWORK = ModelConfig(embed_dim=12, depths=(1, 2), num_heads=(2, 2), window_size=4, drop_path_rate=0.3)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
     """A tiny run on two small images, every random choice of training switched on."""

@@ -28,11 +28,6 @@ NETWORK = ModelConfig(embed_dim=12, depths=(1, 1), num_heads=(2, 2), window_size
 FILES = {"run.lock", "config.yaml", "log.jsonl", "latest.pt", "previous.pt", "weights.pth", "best.pth"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
     """A tiny run on two small images, every random choice of training switched on."""

@@ -4,15 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from masked_swin.train.cli import main
 from masked_swin.train.commands import demo
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -27,20 +27,14 @@ from tests.support.faults import (
     limit_file_size,
     start_command,
 )
-from tests.support.image_files import BAD, NO_IMAGES, picture, write_bad_files, write_bomb, write_deep, write_photos
+from tests.support.image_files import BAD, NO_IMAGES, picture, write_bad_files, write_bomb, write_deep
 
 NETWORK = ModelConfig(embed_dim=12, depths=(1,), num_heads=(2,), window_size=4, attention_mask=0.5)
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_a_limit_of_pixels_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
+def limit_of_pixels_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", PIL.Image.MAX_IMAGE_PIXELS)
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return write_photos(tmp_path / "photos")
 
 
 @pytest.fixture(scope="module")

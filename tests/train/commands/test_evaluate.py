@@ -23,11 +23,6 @@ from tests.support.image_files import picture
 NETWORK = ModelConfig(embed_dim=12, depths=(2,), num_heads=(2,), window_size=4, attention_mask=0.5)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     save_checkpoint(MaskedSwinIR(NETWORK), tmp_path / "weights.pth")
