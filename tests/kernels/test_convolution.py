@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from masked_swin.kernels import CPU_LIBRARY, convolution
+from tests.support.native import needs_native
 
-pytestmark = pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
+pytestmark = needs_native
 
 
 def torch_convolution(x, weight, bias):

@@ -4,14 +4,12 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from masked_swin.kernels import (
-    CPU_LIBRARY,
-    window_attention,
-)
+from masked_swin.kernels import window_attention
 from tests.support.block_cases import CHANNELS, MaskedBlock
 from tests.support.examples import all_examples, examples
+from tests.support.native import needs_native
 
-pytestmark = pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
+pytestmark = needs_native
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck's own

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masked_swin.kernels import CPU_LIBRARY
 from tests.support.attention_cases import USES, make_case
 from tests.support.block_cases import MODES, NAMES, run
+from tests.support.native import needs_native
 
-pytestmark = pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
+pytestmark = needs_native
 
 FEW = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 MANY = settings(max_examples=400, deadline=None, derandomize=True, database=None)

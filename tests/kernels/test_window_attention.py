@@ -8,10 +8,10 @@ import torch
 from masked_swin.kernels import CPU_LIBRARY, VisibleTokens, Windows, relative_position_bias, window_attention
 from tests.support.attention_cases import USES, make_case, mean_error, relative_error
 from tests.support.examples import names_here
+from tests.support.native import needs_native
 
 BACKENDS = names_here("window_attention")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-needs_native = pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
 
 # Shapes that a kernel gets wrong one at a time: published, SwinIR-M, odd head_dim, rectangle, tiny, big window, no
 # token, all.

@@ -9,8 +9,9 @@ import torch
 
 from masked_swin.kernels import CPU_LIBRARY, SwinBlockWeights, swin_block
 from tests.support.block_cases import MODES, NAMES, SHAPES, check_errors, run
+from tests.support.native import needs_native
 
-pytestmark = pytest.mark.skipif(not CPU_LIBRARY.loaded, reason=f"no native library: {CPU_LIBRARY.why_not}")
+pytestmark = needs_native
 
 
 @pytest.mark.parametrize("mode", MODES)
