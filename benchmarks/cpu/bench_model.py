@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.cpu import work
+from benchmarks.cpu.measuring import bar
 from benchmarks.cpu.networks import BATCH, SIZE, WIDE, our_forward, public_forward, public_network, training_step
 from masked_swin import PRESETS, MaskedSwinIR
 from masked_swin.kernels import CPU_LIBRARY
@@ -22,46 +23,54 @@ MEMORY_PAIRS = 3
 ROOT = Path(__file__).parents[2]
 
 
-def compare_steps(report, name, config, bar, *, dtype=torch.float32, compiled=False):
+def compare_steps(report, name, config, least, *, dtype=torch.float32, compiled=False):
     torch.manual_seed(0)
     eager = training_step(*public_forward(config, compiled=compiled))
     ours = training_step(*our_forward(config, dtype))
     forward, backward = work.network(config, BATCH * SIZE[0] * SIZE[1])
-    report.times(name, eager, ours, bar=bar, pairs=7, work=forward + backward, dtype=dtype)
+    report.times(name, eager, ours, bar=least, pairs=7, work=forward + backward, dtype=dtype)
 
 
 @pytest.mark.parametrize(
-    ("name", "bar"),
-    [("published, 75% masked", 5.0), ("published, masks off", 3.0), ("SwinIR-M (C=180), masks off", 1.6)],
+    ("name", "least"),
+    [
+        ("published, 75% masked", bar(avx512=5.5, avx2=4.5)),
+        ("published, masks off", bar(avx512=3.6, avx2=2.7)),
+        ("SwinIR-M (C=180), masks off", bar(avx512=2.4, avx2=1.8)),
+    ],
     ids=["masked", "dense", "wide"],
 )
-def test_training_step(report, name, bar):
-    compare_steps(report, f"training step, {name}", STEPS[name], bar)
+def test_training_step(report, name, least):
+    compare_steps(report, f"training step, {name}", STEPS[name], least)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_training_step_compiled(report):
     torch._dynamo.reset()
     name = "published, 75% masked"
-    compare_steps(report, f"training step, {name} / torch.compile", STEPS[name], 5.0, compiled=True)
+    compare_steps(report, f"training step, {name} / torch.compile", STEPS[name], bar(avx512=5.0), compiled=True)
 
 
 @pytest.mark.parametrize(
-    ("name", "bar"),
-    [("published, 75% masked", 7.0), ("published, masks off", None), ("SwinIR-M (C=180), masks off", 3.0)],
+    ("name", "least"),
+    [
+        ("published, 75% masked", bar(avx512=7.0)),
+        ("published, masks off", None),
+        ("SwinIR-M (C=180), masks off", bar(avx512=3.0)),
+    ],
     ids=["masked", "dense", "wide"],
 )
-def test_training_step_bf16(report, name, bar):
-    compare_steps(report, f"training step, {name}, bf16 / eager fp32", STEPS[name], bar, dtype=torch.bfloat16)
+def test_training_step_bf16(report, name, least):
+    compare_steps(report, f"training step, {name}, bf16 / eager fp32", STEPS[name], least, dtype=torch.bfloat16)
 
 
 def test_training_step_bf16_against_fp32(report):
     """The baseline is our own step in fp32. Without bfloat16 products autocast must cost next to nothing."""
-    config, bar = PRESETS["published"], 1.25 if CPU_LIBRARY.instruction_set == "avx512_bf16" else 0.95
+    config, least = PRESETS["published"], 1.25 if CPU_LIBRARY.instruction_set == "avx512_bf16" else 0.95
     torch.manual_seed(0)
     exact, narrow = (training_step(*our_forward(config, dtype)) for dtype in (torch.float32, torch.bfloat16))
     forward, backward = work.network(config, BATCH * SIZE[0] * SIZE[1])
-    options = {"bar": bar, "pairs": 7, "work": forward + backward, "dtype": torch.bfloat16}
+    options = {"bar": least, "pairs": 7, "work": forward + backward, "dtype": torch.bfloat16}
     report.times("training step, bf16 / our fp32", exact, narrow, **options)
 
 

@@ -1,7 +1,8 @@
 """Rows: each compares ours with a baseline by pairs of runs in turn.
 
 A row is printed and written to benchmarks/results/cpu.json as soon as it is measured.
-A ratio above 1 means that ours is better; the bar is what it should reach.
+A ratio above 1 means that ours is better; the bar is what it should reach. Names of rows measured with the instruction
+set AVX2 begin with "avx2".
 """
 
 import json
@@ -16,6 +17,7 @@ import torch
 
 from benchmarks.cpu.measuring import OtherWork, commit, interleaved, machine, ratio
 from benchmarks.cpu.work import Work
+from masked_swin.kernels import CPU_LIBRARY
 
 ROWS: list[dict[str, object]] = []
 RESULTS = Path(__file__).parents[1] / "results" / "cpu.json"
@@ -62,6 +64,8 @@ class Report:
         **more: object,
     ) -> float:
         """A row of pairs (baseline, ours) in `unit`, and `more` to be recorded. Returns the ratio."""
+        if CPU_LIBRARY.instruction_set == "avx2":
+            name = f"avx2 {name}"
         row: dict[str, object] = {"name": name, "bar": bar, "unit": unit, **ratio(pairs), "pairs": len(pairs), **more}
         row |= {"load_before": self.load, "cores_used_by_others": self.others.cores()}
         row |= {"machine": machine(), "commit": commit(), "measured": time.strftime("%Y-%m-%d %H:%M")}

@@ -28,6 +28,11 @@ def interleaved(
         yield seconds(baseline), seconds(ours)
 
 
+def bar(*, avx512: float | None = None, avx2: float | None = None) -> float | None:
+    """The bar of a row on the instruction set in use, if there is one for it."""
+    return {"avx512": avx512, "avx512_bf16": avx512, "avx2": avx2}.get(CPU_LIBRARY.instruction_set or "")
+
+
 def ratio(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
     """Median and quartiles of baseline / ours, and the median of each."""
     quartiles = statistics.quantiles([baseline / ours for baseline, ours in pairs], n=4)

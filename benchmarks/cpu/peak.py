@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+import platform
 import subprocess
 import tempfile
 from pathlib import Path
@@ -10,15 +11,28 @@ from pathlib import Path
 import torch
 
 from benchmarks.cpu.measuring import seconds
+from masked_swin.kernels import CPU_LIBRARY
 
 SOURCE = Path(__file__).parent / "peak.cpp"
+X86_FLAGS = {
+    "portable": [],
+    "avx2": ["-march=x86-64-v3"],
+    "avx512": ["-march=x86-64-v4"],
+    "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16"],
+}
+
+
+def _flags() -> list[str]:
+    """For the instruction set in use: a forced lesser one is compared with its own peak."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return X86_FLAGS[CPU_LIBRARY.instruction_set] if x86 and CPU_LIBRARY.instruction_set else ["-march=native"]
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "peak.so")
-        options = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread"]
+        options = ["-std=c++20", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread", *_flags()]
         subprocess.run([os.environ.get("CXX", "c++"), *options, str(SOURCE), "-o", str(library)], check=True)
         loaded = ctypes.CDLL(str(library))
     for function in (loaded.fp32_macs_per_second, loaded.bf16_macs_per_second):

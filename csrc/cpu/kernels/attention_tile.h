@@ -15,9 +15,9 @@ namespace {
 
 constexpr float NO_KEY = -1e29f;  // a query whose highest score is below has no key, and its output is 0
 
-// The visible queries of one vector: a bit for each, and how many visible ones lie in the vectors before.
+// The visible queries of one vector, and how many visible ones lie in the vectors before.
 struct VisibleLanes {
-  uint32_t bits;
+  LaneSet lanes;
   int before;
 };
 
@@ -32,23 +32,23 @@ struct Compaction {
   INLINE void gather_row(const float* full, float* compact) const {
     store(compact + last(), Vec{});
     for (int l = 0; l < full_lanes; l += LANES) {
-      const VisibleLanes g = visible_lanes[l / LANES];
-      compress(compact + g.before, g.bits, load(full + l));
+      const VisibleLanes& g = visible_lanes[l / LANES];
+      g.lanes.compress(compact + g.before, load(full + l));
     }
   }
   // compact[j][i] = full[position[j]][position[i]]. Lanes without a query hold 1 for the first key, so that no sum of
   // exponentials is 0.
   __attribute__((noinline)) void gather(const float* full, float* compact) const {
     for (int j = 0; j < count; j++) gather_row(full + (size_t)position[j] * full_lanes, compact + (size_t)j * lanes);
-    store(compact + last(), expand(compact + last(), (1u << (count - last())) - 1, splat(1.0f)));
+    store(compact + last(), LaneSet((1u << (count - last())) - 1).expand(compact + last(), splat(1.0f)));
   }
   // full[position[j]][position[i]] += compact[j][i]
   __attribute__((noinline)) void scatter_add(const float* compact, float* full) const {
     for (int j = 0; j < count; j++, compact += lanes)
       for (int l = 0; l < full_lanes; l += LANES) {
-        const VisibleLanes g = visible_lanes[l / LANES];
+        const VisibleLanes& g = visible_lanes[l / LANES];
         float* to = full + (size_t)position[j] * full_lanes + l;
-        store(to, load(to) + expand(compact + g.before, g.bits, Vec{}));
+        store(to, load(to) + g.lanes.expand(compact + g.before, Vec{}));
       }
   }
 
@@ -76,16 +76,16 @@ struct Tile {
   // The values of `qk` for the queries in the lanes from l on.
   Vec expand_qk(const float* qk, int l) const {
     if (!shared_query) return load(qk + l);
-    const VisibleLanes g = shared_query[l / LANES];
-    return expand(qk + g.before, g.bits, splat(qk[keys]));
+    const VisibleLanes& g = shared_query[l / LANES];
+    return g.lanes.expand(qk + g.before, splat(qk[keys]));
   }
   // The reverse for gradients: adds up those of masked queries.
   __attribute__((noinline)) void reduce_qk(const float* tile, float* qk) const {
     for (int j = 0; j < rows(); j++, tile += lanes, qk += lanes) {
       Vec rest = {};
       for (int l = 0; l < width; l += LANES) {
-        const VisibleLanes g = shared_query[l / LANES];
-        rest += compress(qk + g.before, g.bits, load(tile + l));
+        const VisibleLanes& g = shared_query[l / LANES];
+        rest += g.lanes.compress(qk + g.before, load(tile + l));
       }
       qk[keys] = sum(rest);
     }

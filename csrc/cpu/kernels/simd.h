@@ -8,13 +8,13 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 #if defined(__AVX512F__)
 #define MASKED_SWIN_LANES 16
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
 #define MASKED_SWIN_LANES 8
 #else
 #define MASKED_SWIN_LANES 4
@@ -49,16 +49,16 @@ constexpr int round_up(int n) { return (n + LANES - 1) / LANES * LANES; }
 // e^x with relative error 2e-7; 0 or denormal below -87, where fp32 has no normal number left; NaN stays NaN. x must
 // not exceed 88.
 INLINE Vec exp(Vec x) {
-#if defined(__AVX512F__)
   const Vec t = x * 1.44269504f;
+#if defined(__AVX512F__)
   const Vec n =
       reinterpret_cast<Vec>(_mm512_maskz_roundscale_ps(0xffff, reinterpret_cast<__m512>(t), _MM_FROUND_TO_NEAREST_INT));
-#else
-  const Vec shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Vec t = max(splat(-87.0f), x) * 1.44269504f;
-  const Vec n = (t + shifter) - shifter;
-#endif
   const Vec r = t - n;
+#else
+  // Adding 1.5 * 2^23 rounds to an integer, and 127 more makes the lowest bits those of the exponent of 2^n.
+  const Vec shifter = splat(12582912.0f + 127.0f), clamped = max(splat(-127.0f), t), shifted = clamped + shifter;
+  const Vec r = clamped - (shifted - shifter);
+#endif
   // 2^r on [-0.5, 0.5]: minimax polynomial of degree 6
   Vec p = splat(1.5353362e-4f);
   p = p * r + 1.3398874e-3f;
@@ -71,9 +71,7 @@ INLINE Vec exp(Vec x) {
   return reinterpret_cast<Vec>(
       _mm512_maskz_scalef_ps(0xffff, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
 #else
-  const VecInt exponent = __builtin_convertvector(n, VecInt) + 127;
-  const Vec power = reinterpret_cast<Vec>(exponent << 23);
-  return x < -87.0f ? Vec{} : p * power;
+  return p * reinterpret_cast<Vec>(reinterpret_cast<VecInt>(shifted) << 23);  // 2^-127 comes out as 0
 #endif
 }
 
@@ -145,6 +143,28 @@ INLINE void transpose(Vec (&r)[LANES]) {
     v[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
   }
 }
+#elif defined(__AVX2__)
+INLINE void transpose(Vec (&r)[LANES]) {  // pairs, quarters, then halves
+  __m256 t[8], *v = reinterpret_cast<__m256*>(r);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; k++) {
+      v[i + 2 * k] = _mm256_shuffle_ps(t[i + k], t[i + k + 2], 0x44);
+      v[i + 2 * k + 1] = _mm256_shuffle_ps(t[i + k], t[i + k + 2], 0xee);
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const __m256 low = _mm256_permute2f128_ps(v[i], v[i + 4], 0x20);
+    v[i + 4] = _mm256_permute2f128_ps(v[i], v[i + 4], 0x31);
+    v[i] = low;
+  }
+}
 #else
 INLINE void transpose(Vec (&r)[LANES]) { exchange_all<1>(r); }
 #endif
@@ -153,6 +173,10 @@ INLINE void transpose(Vec (&r)[LANES]) { exchange_all<1>(r); }
 INLINE Vec load_first(const float* p, int count) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
+#elif defined(__AVX2__)
+  static constexpr int32_t ONES_THEN_ZEROS[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  const void* mask = ONES_THEN_ZEROS + LANES - count;
+  return reinterpret_cast<Vec>(_mm256_maskload_ps(p, _mm256_loadu_si256(static_cast<const __m256i*>(mask))));
 #else
   Vec v = {};
   memcpy(&v, p, sizeof(float) * count);
@@ -162,54 +186,96 @@ INLINE Vec load_first(const float* p, int count) {
 INLINE void store_first(float* p, Vec v, int count) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<__m512>(v));
+#elif defined(__AVX2__)  // a masked store takes 40 micro-operations on AMD
+  if (count >= LANES) return store(p, v);
+  __m128 part = _mm256_castps256_ps128(reinterpret_cast<__m256>(v));
+  if (count & 4) {
+    _mm_storeu_ps(p, part);
+    part = _mm256_extractf128_ps(reinterpret_cast<__m256>(v), 1);
+    p += 4;
+  }
+  if (count & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), part);
+    part = _mm_movehl_ps(part, part);
+    p += 2;
+  }
+  if (count & 1) _mm_store_ss(p, part);
 #else
   memcpy(p, &v, sizeof(float) * count);
 #endif
 }
 
-// Lane i becomes the next value of p if bit i of `lanes` is set, else `other`. Reads up to LANES values.
-INLINE Vec expand(const float* p, uint32_t lanes, Vec other) {
-#if defined(__AVX512F__)
-  const __m512 v = reinterpret_cast<__m512>(load(p));
-  return reinterpret_cast<Vec>(
-      _mm512_mask_expand_ps(reinterpret_cast<__m512>(other), static_cast<__mmask16>(lanes), v));
-#else
-  for (int i = 0; i < LANES; i++)
-    if (lanes >> i & 1) other[i] = *p++;
-  return other;
-#endif
-}
-
-// The reverse: stores the lanes with a set bit adjacently, and arbitrary values past them, up to LANES in all. Returns
-// the other lanes, and 0 in these.
-INLINE Vec compress(float* p, uint32_t lanes, Vec v) {
-#if defined(__AVX512F__)
-  const __mmask16 mask = static_cast<__mmask16>(lanes);
-  const __m512 all = reinterpret_cast<__m512>(v);
-  store(p, reinterpret_cast<Vec>(_mm512_maskz_compress_ps(mask, all)));
-  return reinterpret_cast<Vec>(_mm512_maskz_mov_ps(static_cast<__mmask16>(~mask), all));
-#else
-  for (int i = 0; i < LANES; i++)
-    if (lanes >> i & 1) {
-      *p++ = v[i];
-      v[i] = 0.0f;
+// Some lanes of a vector, chosen by a bit each.
+class LaneSet {
+ public:
+  LaneSet() = default;
+  explicit LaneSet(uint32_t bits) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    for (int i = 0, count = 0; i < LANES; i++) {
+      const int32_t chosen = bits >> i & 1;
+      chosen_[i] = -chosen;
+      source_[i] = count;
+      lane_[count] = i;
+      count += chosen;
     }
-  return v;
-#endif
-}
-
-INLINE Vec reciprocal(Vec x) {
-#if defined(__AVX512F__)
-  const Vec guess = reinterpret_cast<Vec>(_mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(x)));
-  return guess * (2.0f - x * guess);
 #else
-  return 1.0f / x;
+    bits_ = bits;
 #endif
-}
+  }
+
+  // A chosen lane becomes the next value of p, another one that of `other`. Reads up to LANES values.
+  INLINE Vec expand(const float* p, Vec other) const {
+#if defined(__AVX512F__)
+    const __m512 v = reinterpret_cast<__m512>(load(p));
+    return reinterpret_cast<Vec>(
+        _mm512_mask_expand_ps(reinterpret_cast<__m512>(other), static_cast<__mmask16>(bits_), v));
+#elif defined(__AVX2__)
+    return chosen_ ? permuted(load(p), source_) : other;
+#else
+    for (int i = 0; i < LANES; i++)
+      if (bits_ >> i & 1) other[i] = *p++;
+    return other;
+#endif
+  }
+
+  // The reverse: stores the chosen lanes adjacently, and arbitrary values past them, up to LANES in all. Returns the
+  // other lanes, and 0 in these.
+  INLINE Vec compress(float* p, Vec v) const {
+#if defined(__AVX512F__)
+    const __mmask16 mask = static_cast<__mmask16>(bits_);
+    const __m512 all = reinterpret_cast<__m512>(v);
+    store(p, reinterpret_cast<Vec>(_mm512_maskz_compress_ps(mask, all)));
+    return reinterpret_cast<Vec>(_mm512_maskz_mov_ps(static_cast<__mmask16>(~mask), all));
+#elif defined(__AVX2__)
+    store(p, permuted(v, lane_));
+    return chosen_ ? Vec{} : v;
+#else
+    for (int i = 0; i < LANES; i++)
+      if (bits_ >> i & 1) {
+        *p++ = v[i];
+        v[i] = 0.0f;
+      }
+    return v;
+#endif
+  }
+
+ private:
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  static INLINE Vec permuted(Vec v, VecInt from) {
+    return reinterpret_cast<Vec>(
+        _mm256_permutevar8x32_ps(reinterpret_cast<__m256>(v), reinterpret_cast<__m256i>(from)));
+  }
+  VecInt chosen_, source_, lane_ = {};  // of each lane: -1 or 0, its number among the chosen; of that number: the lane
+#else
+  uint32_t bits_;
+#endif
+};
 
 INLINE Vec inverse_root(Vec x) {
 #if defined(__AVX512F__)
   return 1.0f / reinterpret_cast<Vec>(_mm512_maskz_sqrt_ps(0xffff, reinterpret_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  return 1.0f / reinterpret_cast<Vec>(_mm256_sqrt_ps(reinterpret_cast<__m256>(x)));
 #else
   float roots[LANES];
   store(roots, x);
@@ -221,6 +287,8 @@ INLINE Vec inverse_root(Vec x) {
 INLINE bool all_above(Vec a, Vec b) {  // false if any is NaN
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GT_OQ) == 0xffff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(a > b)) == 0xff;
 #else
   bool all = true;
   for (int i = 0; i < LANES; i++) all = all && a[i] > b[i];
@@ -231,6 +299,11 @@ INLINE bool all_above(Vec a, Vec b) {  // false if any is NaN
 INLINE float sum(Vec v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#elif defined(__AVX2__)
+  const __m256 all = reinterpret_cast<__m256>(v);
+  const __m128 four = _mm256_castps256_ps128(all) + _mm256_extractf128_ps(all, 1);
+  const __m128 two = four + _mm_movehl_ps(four, four);
+  return two[0] + two[1];
 #else
   float total = 0.0f;
   for (int i = 0; i < LANES; i++) total += v[i];

@@ -86,17 +86,18 @@ struct Tokens : Sizes {
     locate(located, next_offset);
     int count = 0;
     for (int l = 0; l < positions; l += LANES) {
-      VisibleLanes group = {0, count};
+      const int before = count;
+      uint32_t bits = 0;
       for (int t = l; t < l + LANES && t < positions; t++) {  // no branches: a random mask cannot be predicted
         const bool is_visible = !a.keep || a.keep[offset[t] / C];
         const int r = is_visible ? count : positions - 1 - (t - count);
-        group.bits |= (uint32_t)is_visible << (t - l);
+        bits |= (uint32_t)is_visible << (t - l);
         visible[t] = is_visible;
         order[r] = t;
         rank[t] = r;
         count += is_visible;
       }
-      visible_lanes[l / LANES] = group;
+      visible_lanes[l / LANES] = {LaneSet(bits), before};
     }
     visible_count = count;
     mask_pattern = a.bias.mask_pattern ? a.bias.mask_pattern[window % a.bias.pattern_windows] : 0;

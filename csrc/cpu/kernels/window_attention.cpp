@@ -95,12 +95,13 @@ struct Window {
 
   void find_visible_lanes() {
     for (int l = 0, count = 0; l < lanes; l += LANES) {
-      VisibleLanes group = {0, count};
+      const int before = count;
+      uint32_t bits = 0;
       for (int t = l; t < l + LANES && t < a.bias.queries; t++) {
-        group.bits |= (uint32_t)visible[t] << (t - l);
+        bits |= (uint32_t)visible[t] << (t - l);
         count += visible[t];
       }
-      visible_lanes[l / LANES] = group;
+      visible_lanes[l / LANES] = {LaneSet(bits), before};
     }
   }
 
