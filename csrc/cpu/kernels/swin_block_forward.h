@@ -155,6 +155,18 @@ struct Forward : Tokens<Sizes> {
     gather_transposed(pointers, queries, round_up(queries), C, q_cm, lanes);
   }
 
+  // The exponentials of one head. Without masked keys nothing is saved by the factored form.
+  template <class F>
+  INLINE void softmax(BiasTile bias, float* products, float* score, float* inv, float* common, float* sum, F&& again) {
+    if (tile.any_masked() || N < positions) {
+      bias.exp_bias = compacted(bias.exp_bias);
+      if (tile.factored_softmax(bias, products, score, inv, common, sum)) return;
+      again();
+    }
+    bias.bias = compacted(bias.bias);
+    tile.softmax(bias, products, score, inv, common, sum);
+  }
+
   __attribute__((noinline)) void attention() {
     const int rows = tile.rows(), wide = unique_queries();
     const float* const q = by_rows<A>(q_cm, C, wide, lanes, words[0]);
@@ -163,17 +175,14 @@ struct Forward : Tokens<Sizes> {
     for (int head = 0; head < heads; head++) {
       const int at = head * D;
       float *score = tile_of(head), *inv = inverse + head * lanes;
-      BiasTile bias = p.bias.at(mask_pattern, head);
-      bias.exp_bias = compacted(bias.exp_bias);
+      const BiasTile bias = p.bias.at(mask_pattern, head);
+      float* const products = shared_query ? qk : score;
       auto multiply = [&] {
-        product<A>(rows, wide, D, columns_of(k, at, kv_stride), q + (size_t)at / A::DEPTH * lanes, lanes, qk, lanes);
+        product<A>(rows, wide, D, columns_of(k, at, kv_stride), q + (size_t)at / A::DEPTH * lanes, lanes, products,
+                   lanes);
       };
       multiply();
-      if (!tile.factored_softmax(bias, qk, score, inv, shared + head * lanes, weight + head * lanes)) {
-        multiply();
-        bias.bias = compacted(bias.bias);
-        tile.softmax(bias, qk, score, inv, shared + head * lanes, weight + head * lanes);
-      }
+      softmax(bias, products, score, inv, shared + head * lanes, weight + head * lanes, multiply);
       float* out = attended_cm + (size_t)at * lanes;
       product<A>(D, lanes, rows, {v + at, 1, kv_stride}, by_rows<A>(score, rows, lanes, lanes, qk), lanes,
                  [=, this](int c, int l, Vec o)
