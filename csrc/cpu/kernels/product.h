@@ -43,7 +43,7 @@ struct Bf16 {
 };
 #endif
 template <class A>
-constexpr int words(int depth) {
+constexpr int word_count(int depth) {
   return (depth + A::DEPTH - 1) / A::DEPTH;
 }
 
@@ -136,17 +136,17 @@ static void product(int rows, int width, int depth, Operand a, const float* b, i
   int l = 0, left = round_up(width) / LANES;
   auto shifted = [&](int i, int at, Vec v) INLINE_LAMBDA { out(i, l + at, v); };
   for (; left >= VECTORS; left -= VECTORS, l += VECTORS * LANES)
-    product_columns<A, VECTORS, ACCUMULATORS / VECTORS>(rows, words<A>(depth), a, b + l, b_stride, shifted);
+    product_columns<A, VECTORS, ACCUMULATORS / VECTORS>(rows, word_count<A>(depth), a, b + l, b_stride, shifted);
   if constexpr (VECTORS > 2) {
     if (left >= 2) {
-      product_columns<A, 2, ACCUMULATORS / 2>(rows, words<A>(depth), a, b + l, b_stride, shifted);
+      product_columns<A, 2, ACCUMULATORS / 2>(rows, word_count<A>(depth), a, b + l, b_stride, shifted);
       left -= 2;
       l += 2 * LANES;
     }
   }
   // One vector a row: more rows hide the latency, as many as there are registers for them and their operands.
   constexpr int MAX_ROWS = ACCUMULATORS < 14 ? ACCUMULATORS : 14;
-  if (left == 1) product_columns<A, 1, MAX_ROWS>(rows, words<A>(depth), a, b + l, b_stride, shifted);
+  if (left == 1) product_columns<A, 1, MAX_ROWS>(rows, word_count<A>(depth), a, b + l, b_stride, shifted);
 }
 
 // Stores the product to c.

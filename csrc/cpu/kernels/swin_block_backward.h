@@ -13,7 +13,7 @@ struct Backward : Forward<Sizes, A> {
   using Base::a, Base::p, Base::scale, Base::offset, Base::order, Base::rank, Base::visible_count, Base::mask_pattern,
       Base::tile, Base::shared_query, Base::query_rows, Base::attention_factor, Base::mlp_factor, Base::pointers,
       Base::targets;
-  using Base::cm, Base::tm, Base::kv, Base::tile_size, Base::hidden;
+  using Base::cm, Base::tm, Base::kv, Base::tile_size, Base::any;
   using Base::columns_of, Base::each_lane_block, Base::load_cm, Base::compaction, Base::prefetch_next,
       Base::prefetch_out, Base::unique_queries, Base::tile_of;
   using Base::x_cm, Base::normed_cm, Base::attended_cm, Base::hidden_cm, Base::normed_tm, Base::q_tm, Base::kv_tm,
@@ -27,24 +27,25 @@ struct Backward : Forward<Sizes, A> {
 
   void lay_out(Scratch& s) {
     Base::lay_out(s);
-    s.take(cm, dy_cm, dx_cm);
-    s.take(hidden, slope_cm);
-    s.take(tm, dy_tm, normed2_tm, d_normed_tm);
+    s.take(cm, dy_cm);
+    s.take(any, slope_cm);
+    s.take(tm, dy_tm, normed2_tm);
     s.take(kv, dkv_tm);
     s.take(tile_size, d_score);
     // Buffers that are never needed together share memory, so that the working set stays in the second-level cache.
     d_attended_cm = dy_cm;
     d_attended_tm = dy_tm;
     dx_tm = normed2_tm;
-    dq_cm = x_cm;
+    d_normed_tm = attended_cm;
+    dx_cm = dq_cm = x_cm;
     q_positions = hidden_cm;
     dq_tm = slope_cm;
   }
 
-  // sums[row][column] += factor * sum over tokens of y_cm[row][token] x_tm[token][column]
-  INLINE void weight_gradient(int rows, const float* y_cm, const float* x_tm, float* sums, float factor = 1.0f) {
+  // sums[row][column] += factor * sum over tokens of y_cm[row][token] x[token][column], x by rows
+  INLINE void weight_gradient(int rows, const float* y_cm, const float* x, float* sums, float factor = 1.0f) {
     const Operand y = columns_of(by_columns<A>(y_cm, rows, lanes, lanes, words[0]), 0, lanes);
-    token_sum<A>(rows, padded, N, y, by_rows<A>(x_tm, N, padded, padded, words[1]), padded, factor, true, sums, padded);
+    token_sum<A>(rows, padded, N, y, x, padded, factor, true, sums, padded);
   }
 
   // to[c] += factor * sum over `count` rows
@@ -64,29 +65,41 @@ struct Backward : Forward<Sizes, A> {
   __attribute__((noinline)) void mlp_backward(const Sums& s) {
     const Gelu gelu(p.gelu);
     float *const values = hidden_cm, *const slopes = slope_cm, *const dx = dx_cm;
-    const float *const b1 = p.b1, factor = mlp_factor;
-    packed_product<A>(M, C, p.w1, by_rows<A>(normed_cm, C, lanes, lanes, words[0]), lanes,
-                      [=, this](int m, int l, Vec v)
-                          INLINE_LAMBDA { store(values + (size_t)m * lanes + l, v + b1[m]); });
-    for (int i = 0; i < M * lanes;
-         i += LANES) {  // a loop of its own: the product's accumulators leave too few registers
-      Vec value, slope;
-      gelu.both(load(values + i), value, slope);
-      store(values + i, value);
-      store(slopes + i, slope);
-    }
-    packed_product<A>(M, C, p.w2_back, by_rows<A>(dy_cm, C, lanes, lanes, words[0]), lanes,
-                      [=, this](int m, int l, Vec v) INLINE_LAMBDA {
-                        float* u = slopes + (size_t)m * lanes + l;
-                        store(u, v * load(u) * factor);
-                      });
-    weight_gradient(M, hidden_cm, dy_tm, s.fc2, mlp_factor);
-    add_rows(dy_tm, padded, N, padded, mlp_factor, s.b_fc2);
-    packed_product<A>(C, M, p.w1_back, by_rows<A>(slope_cm, M, lanes, lanes, words[0]), lanes,
-                      [=, this](int c, int l, Vec v) INLINE_LAMBDA { store(dx + (size_t)c * lanes + l, v); });
+    const float factor = mlp_factor;
     to_positions(normed_cm, normed2_tm);
     for (int t = 0; t < N; t++) normed2_tm[(size_t)t * padded + C] = 1.0f;
-    weight_gradient(M, slope_cm, normed2_tm, s.fc1);
+    const float* const normed = by_rows<A>(normed_cm, C, lanes, lanes, words[1]);
+    const float* const normed_rows = by_rows<A>(normed2_tm, N, padded, padded, words[2]);
+    const float* const dy = by_rows<A>(dy_cm, C, lanes, lanes, words[3]);
+    const float* const dy_rows = by_rows<A>(dy_tm, N, padded, padded, words[4]);
+    for (int m0 = 0; m0 < M; m0 += HIDDEN) {
+      const int count = M - m0 < HIDDEN ? M - m0 : HIDDEN;
+      const float* const b1 = p.b1 + m0;
+      packed_product<A>(count, C, p.w1 + (size_t)m0 * word_count<A>(C), C, normed, lanes,
+                        [=, this](int m, int l, Vec v)
+                            INLINE_LAMBDA { store(values + (size_t)m * lanes + l, v + b1[m]); });
+      // A loop of its own: the product's accumulators leave too few registers.
+      for (int i = 0; i < count * lanes; i += LANES) {
+        Vec value, slope;
+        gelu.both(load(values + i), value, slope);
+        store(values + i, value);
+        store(slopes + i, slope);
+      }
+      packed_product<A>(count, C, p.w2_back + (size_t)m0 * word_count<A>(C), C, dy, lanes,
+                        [=, this](int m, int l, Vec v) INLINE_LAMBDA {
+                          float* u = slopes + (size_t)m * lanes + l;
+                          store(u, v * load(u) * factor);
+                        });
+      weight_gradient(count, hidden_cm, dy_rows, s.fc2 + (size_t)m0 * padded, mlp_factor);
+      weight_gradient(count, slope_cm, normed_rows, s.fc1 + (size_t)m0 * padded);
+      packed_product<A>(C, count, p.w1_back + word_count<A>(m0) * PACK, M,
+                        by_rows<A>(slope_cm, count, lanes, lanes, words[0]), lanes,
+                        [=, this](int c, int l, Vec v) INLINE_LAMBDA {
+                          float* to = dx + (size_t)c * lanes + l;
+                          store(to, m0 ? load(to) + v : v);
+                        });
+    }
+    add_rows(dy_tm, padded, N, padded, mlp_factor, s.b_fc2);
     each_lane_block([this](auto vectors, int l) INLINE_LAMBDA {  // LayerNorm, then the skip connection
       constexpr int NV = decltype(vectors)::count;
       Vec mean[NV] = {}, dot[NV] = {}, rstd[NV];
@@ -112,12 +125,12 @@ struct Backward : Forward<Sizes, A> {
   __attribute__((noinline)) void proj_backward(const Sums& s) {
     float* const to = d_attended_cm;
     const float *const inv = inverse, factor = attention_factor;
-    packed_product<A>(C, C, p.wp_back, by_rows<A>(dx_cm, C, lanes, lanes, words[0]), lanes,
+    packed_product<A>(C, C, p.wp_back, C, by_rows<A>(dx_cm, C, lanes, lanes, words[0]), lanes,
                       [=, this](int c, int l, Vec v) INLINE_LAMBDA {
                         store(to + (size_t)c * lanes + l, v * load(inv + c / D * lanes + l) * factor);
                       });
     to_positions(dx_cm, dx_tm);
-    weight_gradient(C, attended_cm, dx_tm, s.proj, attention_factor);
+    weight_gradient(C, attended_cm, by_rows<A>(dx_tm, N, padded, padded, words[1]), s.proj, attention_factor);
     add_rows(dx_tm, padded, N, padded, attention_factor, s.b_proj);
     to_positions(d_attended_cm, d_attended_tm);
   }

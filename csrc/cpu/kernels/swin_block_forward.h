@@ -18,19 +18,21 @@ namespace masked_swin {
 namespace MASKED_SWIN_ISA {
 namespace {
 
-// out(row, lane, sum_k w[row][k] b[k][lane]) for a weight packed in blocks of PACK rows.
+// out(row, lane, sum_k w[row][k] b[k][lane]) for a weight packed in blocks of PACK rows of `packed_depth` values, of
+// which the first `depth` count.
 template <class A, class Out>
-static void packed_product(int rows, int depth, const float* packed, const float* b, int lanes, Out&& out) {
+static void packed_product(int rows, int depth, const float* packed, int packed_depth, const float* b, int lanes,
+                           Out&& out) {
   for (int first = 0; first < rows; first += PACK) {
-    const Operand w{packed + (size_t)first * words<A>(depth), 1, PACK};
+    const Operand w{packed + (size_t)first * word_count<A>(packed_depth), 1, PACK};
     int l = 0;
     auto at = [&](int i, int part, Vec v) INLINE_LAMBDA {
       if (rows % PACK == 0 || first + i < rows) out(first + i, l + part, v);
     };
     for (; l + VECTORS * LANES <= lanes; l += VECTORS * LANES)
-      product_block<A, PACK, VECTORS>(words<A>(depth), w, b + l, lanes, at);
-    for (; l + 2 * LANES <= lanes; l += 2 * LANES) product_block<A, PACK, 2>(words<A>(depth), w, b + l, lanes, at);
-    for (; l < lanes; l += LANES) product_block<A, PACK, 1>(words<A>(depth), w, b + l, lanes, at);
+      product_block<A, PACK, VECTORS>(word_count<A>(depth), w, b + l, lanes, at);
+    for (; l + 2 * LANES <= lanes; l += 2 * LANES) product_block<A, PACK, 2>(word_count<A>(depth), w, b + l, lanes, at);
+    for (; l < lanes; l += LANES) product_block<A, PACK, 1>(word_count<A>(depth), w, b + l, lanes, at);
   }
 }
 
@@ -45,7 +47,7 @@ struct Forward : Tokens<Sizes> {
       Sizes::kv_stride;
   const Prepared p;
   const float scale;
-  const size_t cm, tm, kv, tile_size, hidden;  // sizes of buffers
+  const size_t cm, tm, kv, tile_size, any;  // sizes of buffers; `any` fits a cm, a tm and HIDDEN rows of lanes
   // of the current window
   int query_rows = 0;         // tokens with a q of their own
   bool shared_query = false;  // all masked tokens have one q
@@ -63,14 +65,15 @@ struct Forward : Tokens<Sizes> {
         tm((size_t)(N + 1) * padded + LANES),
         kv((size_t)(N + 1) * kv_stride + LANES),
         tile_size((size_t)(N + 1) * lanes),
-        hidden((size_t)M * lanes > tm ? (size_t)M * lanes : tm) {}
+        any(largest(cm, largest(tm, (size_t)HIDDEN * lanes))) {}
 
   void lay_out(Scratch& s) {
     Base::lay_out(s);
     s.take(N + 1, pointers);
     s.take(N + 1, targets);
-    s.take(cm, x_cm, normed_cm, attended_cm, q_cm);
-    s.take(hidden, hidden_cm);
+    s.take(cm, x_cm, normed_cm);
+    s.take(any, attended_cm, hidden_cm);
+    q_cm = hidden_cm;  // never needed together
     s.take(tm, normed_tm, q_tm);
     s.take(kv, kv_tm);
     s.take(a.grad_out ? tile_size * heads : tile_size, exponentials);
@@ -78,9 +81,10 @@ struct Forward : Tokens<Sizes> {
     s.take((size_t)heads * lanes, inverse, shared, weight);
     s.take(lanes, rstd1, rstd2);
     s.take(a.mode == MaskMode::visible ? tile_size : 0, compact_bias);
-    for (float*& buffer : words) s.take(A::DEPTH == 1 ? 0 : hidden > kv + tile_size ? hidden : kv + tile_size, buffer);
+    for (float*& buffer : words) s.take(A::DEPTH == 1 ? 0 : largest(any, kv + tile_size), buffer);
   }
 
+  static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
   float* tile_of(int head) const { return exponentials + (a.grad_out ? (size_t)(N + 1) * lanes * head : 0); }
   Operand columns_of(const float* p, int at, int stride) const { return {p + at / A::DEPTH, stride / A::DEPTH, 1}; }
   int unique_queries() const { return shared_query ? visible_count + 1 : N; }
@@ -194,7 +198,7 @@ struct Forward : Tokens<Sizes> {
   __attribute__((noinline)) void middle() {
     float* const to = x_cm;
     const float *const bias = a.weights.proj_bias, factor = attention_factor;
-    packed_product<A>(C, C, p.wp, by_rows<A>(attended_cm, C, lanes, lanes, words[0]), lanes,
+    packed_product<A>(C, C, p.wp, C, by_rows<A>(attended_cm, C, lanes, lanes, words[0]), lanes,
                       [=, this](int n, int l, Vec v) INLINE_LAMBDA {
                         float* x = to + (size_t)n * lanes + l;
                         store(x, load(x) + (v + bias[n]) * factor);
@@ -234,22 +238,28 @@ struct Forward : Tokens<Sizes> {
   __attribute__((noinline)) void run() {
     attend();
     const Gelu gelu(p.gelu);
+    const float* const normed = by_rows<A>(normed_cm, C, lanes, lanes, words[0]);
     float *const to_hidden = hidden_cm, *const to = x_cm;
-    const float *const b1 = p.b1, *const b2 = a.weights.fc2_bias, factor = mlp_factor;
-    packed_product<A>(M, C, p.w1, by_rows<A>(normed_cm, C, lanes, lanes, words[0]), lanes,
-                      [=, this](int m, int l, Vec v) INLINE_LAMBDA {
-                        if (m % PACK == 0 && l == 0) {
-                          prefetch_next(a.x, m / PACK, pack_up(M) / PACK);
-                          prefetch_out(m / PACK, pack_up(M) / PACK);
-                        }
-                        store(to_hidden + (size_t)m * lanes + l, v + b1[m]);
-                      });
-    for (int i = 0; i < M * lanes; i += LANES) store(to_hidden + i, gelu.value(load(to_hidden + i)));
-    packed_product<A>(C, M, p.w2, by_rows<A>(hidden_cm, M, lanes, lanes, words[0]), lanes,
-                      [=, this](int n, int l, Vec v) INLINE_LAMBDA {
-                        float* x = to + (size_t)n * lanes + l;
-                        store(x, load(x) + (v + b2[n]) * factor);
-                      });
+    const float *const b2 = a.weights.fc2_bias, factor = mlp_factor;
+    for (int m0 = 0; m0 < M; m0 += HIDDEN) {
+      const int count = M - m0 < HIDDEN ? M - m0 : HIDDEN;
+      const float* const b1 = p.b1 + m0;
+      packed_product<A>(count, C, p.w1 + (size_t)m0 * word_count<A>(C), C, normed, lanes,
+                        [=, this](int m, int l, Vec v) INLINE_LAMBDA {
+                          if (m % PACK == 0 && l == 0) {
+                            prefetch_next(a.x, (m0 + m) / PACK, pack_up(M) / PACK);
+                            prefetch_out((m0 + m) / PACK, pack_up(M) / PACK);
+                          }
+                          store(to_hidden + (size_t)m * lanes + l, v + b1[m]);
+                        });
+      for (int i = 0; i < count * lanes; i += LANES) store(to_hidden + i, gelu.value(load(to_hidden + i)));
+      packed_product<A>(C, count, p.w2 + word_count<A>(m0) * PACK, M,
+                        by_rows<A>(hidden_cm, count, lanes, lanes, words[1]), lanes,
+                        [=, this](int n, int l, Vec v) INLINE_LAMBDA {
+                          float* x = to + (size_t)n * lanes + l;
+                          store(x, load(x) + (m0 ? v : v + b2[n]) * factor);
+                        });
+    }
     for (int t = 0; t < N; t++) targets[t] = a.out + offset[t];
     scatter_transposed(x_cm, lanes, N, C, targets);
   }

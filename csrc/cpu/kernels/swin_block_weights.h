@@ -10,6 +10,11 @@ namespace {
 typedef SwinBlock Problem;
 
 constexpr int PACK = ACCUMULATORS / VECTORS;  // rows of a packed weight, multiplied together
+// Hidden units of the MLP that are worked on together. Their two tiles then stay near the first-level cache: 27 % fewer
+// misses there in the forward, 19 % fewer in a second level of 512 KB in the backward (cachegrind, C=60). Fewer units
+// make more passes over the sums: 30 were no better.
+constexpr int HIDDEN = 60;
+static_assert(HIDDEN % PACK == 0 && HIDDEN % 2 == 0, "whole blocks of the packed weights, whole pairs in bf16");
 int pack_up(int n) { return (n + PACK - 1) / PACK * PACK; }
 
 // Sizes and addresses of what all windows read: bias tiles, folded and packed weights.
