@@ -18,11 +18,13 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
+MACHINE = platform.machine().lower() if sys.maxsize > 2**32 else ""
+X86, ARM = MACHINE in ("x86_64", "amd64"), MACHINE in ("aarch64", "arm64")
 # No -march=native: the library chooses among these when it is loaded.
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
 X86_SETS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
-INSTRUCTION_SETS = {"portable": []} | (X86_SETS if X86 else {})
+ARM_SETS = {"neon_bf16": ["-march=armv8.2-a+bf16"]}
+INSTRUCTION_SETS = {"portable": []} | (X86_SETS if X86 else ARM_SETS if ARM else {})
 FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
 FLAGS += [
     "-Wall",
@@ -53,7 +55,7 @@ def build_cpu(command: "BuildNative", ext: Extension) -> None:
 
     home = Path(torch.__file__).parent
     macros: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", TORCH_2_10), ("TORCH_STABLE_ONLY", None)]
-    macros += [("MASKED_SWIN_X86", None)] * X86
+    macros += [("MASKED_SWIN_X86", None)] * X86 + [("MASKED_SWIN_ARM_BF16", None)] * ARM
     jobs = [CompileJob(source, "base", macros) for source in ext.sources]
     for isa, flags in INSTRUCTION_SETS.items():
         jobs += [CompileJob(kernel, isa, [("MASKED_SWIN_ISA", isa)], tuple(flags)) for kernel in sources("cpu/kernels")]

@@ -44,5 +44,5 @@ def note_kernels(device: "torch.device", precision: str = "float32") -> None:
         return
     if not CPU_LIBRARY.loaded:
         say(f"note: PyTorch's operators compute, without the C++ kernels: {CPU_LIBRARY.why_not}")
-    elif precision == "bfloat16" and CPU_LIBRARY.instruction_set != "avx512_bf16":
+    elif precision == "bfloat16" and not CPU_LIBRARY.bfloat16:
         say("note: this processor has no bfloat16 products; the kernels compute in float32, as fast as float32 does")

@@ -74,8 +74,8 @@ def _run_embedding(inputs: "EmbeddingInputs") -> Embedding:
 
 
 def _emulates_autocast() -> bool:
-    """Whether autocast's dtype is emulated: the library then runs with a lesser set than AVX512-BF16."""
-    return CPU_LIBRARY.instruction_set != "avx512_bf16"
+    """Whether autocast's dtype is emulated: no instruction set in use has products of bfloat16."""
+    return not CPU_LIBRARY.bfloat16
 
 
 def _words_why_not(inputs: "RandomWordsInputs | TokenMaskInputs | NormalInputs") -> str | None:

@@ -18,6 +18,11 @@ class NativeLibrary(NamedTuple):
     def loaded(self) -> bool:
         return self.why_not is None
 
+    @property
+    def bfloat16(self) -> bool:
+        """Whether the instruction set has dot products of bfloat16."""
+        return (self.instruction_set or "").endswith("_bf16")
+
 
 def _load() -> NativeLibrary:
     found = sorted(Path(__file__).parent.glob("_cpu*.so"))
@@ -49,5 +54,5 @@ def _cut_short(path: Path) -> bool:
     return bool(table + entry_size * entries > path.stat().st_size)
 
 
-# MASKED_SWIN_CPU_ISA=portable|avx2|avx512|avx512_bf16 in the environment forbids better instruction sets.
+# MASKED_SWIN_CPU_ISA=portable|avx2|avx512|avx512_bf16|neon_bf16 in the environment forbids better instruction sets.
 CPU_LIBRARY = _load()

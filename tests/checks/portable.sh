@@ -12,7 +12,7 @@ portable() {
   read -ra torch <<<"$(cd "$CHECKOUT" && "$PYTHON" -B -c '
 import setup, torch
 print(f"-isystem {torch.__path__[0]}/include -DTORCH_STABLE_ONLY -DTORCH_TARGET_VERSION={setup.TORCH_2_10}")')"
-  flags+=(-I"$CHECKOUT/csrc" -DMASKED_SWIN_ISA=portable)
+  flags+=(-I"$CHECKOUT/csrc")
   cross() {
     # `this` is captured for sizes that are members of one instantiation and constants of another.
     "$WORK/zig/bin/python" -m ziglang c++ -target "$1" "${flags[@]}" -Werror -Wno-unknown-warning-option \
@@ -24,18 +24,31 @@ print(f"-isystem {torch.__path__[0]}/include -DTORCH_STABLE_ONLY -DTORCH_TARGET_
     done
   done
   for target in aarch64-linux-musl aarch64-macos; do  # musl: the emulator needs a static program
-    cross "$target" "$CHECKOUT"/csrc/cpu/{instruction_set,kernels/*}.cpp "$HERE/threads.cpp" -o "$WORK/threads_$target"
+    local objects=()
+    for source in "$CHECKOUT"/csrc/cpu/kernels/*.cpp; do
+      for set in portable neon_bf16; do
+        objects+=("$WORK/$target.$set.$(basename "$source").o")
+        # Zig names features of processors, not architectures.
+        cross "$target" $([ $set = portable ] || echo -mcpu=generic+v8_2a+bf16) -DMASKED_SWIN_ISA=$set -c "$source" \
+          -o "${objects[-1]}"
+      done
+    done
+    cross "$target" -DMASKED_SWIN_ARM_BF16 "${objects[@]}" "$CHECKOUT/csrc/cpu/instruction_set.cpp" "$HERE/threads.cpp" \
+      -o "$WORK/threads_$target"
   done
-  proved "operators and kernels compile for ARM under Linux and macOS"
+  proved "operators and kernels, also with bfloat16, compile for ARM under Linux and macOS"
 
   emulator="$(command -v qemu-aarch64-static || command -v qemu-aarch64 || true)"
   if [ -z "$emulator" ]; then
     skipped "run on ARM: no qemu-aarch64 (Debian: apt-get install qemu-user-static)"
     return 0
   fi
-  "${CXX:-g++}" "${flags[@]}" -pthread "$CHECKOUT"/csrc/cpu/{instruction_set,kernels/*}.cpp "$HERE/threads.cpp" -o "$WORK/threads_here"
+  "${CXX:-g++}" "${flags[@]}" -DMASKED_SWIN_ISA=portable -pthread "$CHECKOUT"/csrc/cpu/{instruction_set,kernels/*}.cpp "$HERE/threads.cpp" -o "$WORK/threads_here"
   "$WORK/threads_here" --save "$WORK/results"
-  "$emulator" "$WORK/threads_aarch64-linux-musl" --compare "$WORK/results"
+  MASKED_SWIN_CPU_ISA=portable "$emulator" "$WORK/threads_aarch64-linux-musl" --compare "$WORK/results"
   proved "on ARM, emulated: the results of this machine's portable build, up to rounding"
+  "$emulator" -cpu max "$WORK/threads_aarch64-linux-musl" --compare-narrow "$WORK/results" | tee "$WORK/narrow"
+  grep "^neon_bf16" "$WORK/narrow" >/dev/null
+  proved "on ARM with bfloat16, emulated: the same, up to the rounding of bfloat16 where products have it"
 }
 portable

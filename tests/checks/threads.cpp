@@ -4,6 +4,7 @@
 //   threads                 checks that the results are the same bits on 1, 2 and 4 threads
 //   threads --save FILE     and writes them to FILE
 //   threads --compare FILE  and checks that they equal those of another build, up to rounding
+//   threads --compare-narrow FILE  the same, but the cases in bf16 only up to its rounding: FILE has them in fp32
 //   threads --plant-race    adds all chunks into the same sums: ThreadSanitizer must see it
 //
 // Exit code 0: all checks passed; 1: one failed.
@@ -255,14 +256,17 @@ double relative_error(const Floats& value, const Floats& expected) {
 }
 
 int check(const std::string& option, const char* file) {
-  constexpr double ROUNDING = 1e-5;  // of sums in fp32, as a share of the tensor's norm
+  constexpr double ROUNDING = 1e-5;         // of sums in fp32, as a share of the tensor's norm
+  constexpr double NARROW_ROUNDING = 0.02;  // of operands in bf16
   const Kernels& real = masked_swin::kernels();
   const Kernels kernels = option == "--plant-race" ? with_planted_race(real) : real;
   std::ofstream save(option == "--save" ? file : "", std::ios::binary);
-  std::ifstream other(option == "--compare" ? file : "", std::ios::binary);
+  const bool compared = option.rfind("--compare", 0) == 0;
+  std::ifstream other(compared ? file : "", std::ios::binary);
   int wrong = 0, tensors = 0;
-  double largest = 0;
-  auto check_case = [&](const auto& what) {
+  double largest = 0, narrowest = 0;  // differences in fp32 and bf16
+  auto check_case = [&](const auto& what, bool bf16) {
+    const double allowed = bf16 && option == "--compare-narrow" ? NARROW_ROUNDING : ROUNDING;
     const std::vector<Floats> expected = what.results(kernels, 1);
     for (int threads : {2, 4}) {
       const std::vector<Floats> found = what.results(kernels, threads);
@@ -279,21 +283,24 @@ int check(const std::string& option, const char* file) {
       for (float value : values) finite = finite && isfinite(value);
       if (save.is_open()) save.write(reinterpret_cast<const char*>(values.data()), bytes);
       double error = 0;
-      if (option == "--compare") {
+      if (compared) {
         Floats theirs(values.size());
         error = other.read(reinterpret_cast<char*>(theirs.data()), bytes) ? relative_error(values, theirs) : INFINITY;
-        largest = fmax(largest, error);
+        if (!bf16)
+          largest = fmax(largest, error);
+        else
+          narrowest = fmax(narrowest, error);
       }
-      if (finite && error <= ROUNDING) continue;  // not so if it is NaN
+      if (finite && error <= allowed) continue;  // not so if it is NaN
       if (!finite) printf("%s: tensor %zu is not finite\n", what.name, i);
-      if (error > ROUNDING) printf("%s: tensor %zu differs from the other build by %.1e\n", what.name, i, error);
+      if (error > allowed) printf("%s: tensor %zu differs from the other build by %.1e\n", what.name, i, error);
       wrong++;
     }
   };
-  for (const BlockCase& block : BLOCKS) check_case(block);
-  for (const AttentionCase& attention : ATTENTIONS) check_case(attention);
+  for (const BlockCase& block : BLOCKS) check_case(block, block.bf16);
+  for (const AttentionCase& attention : ATTENTIONS) check_case(attention, false);
   printf("%s: %d tensors, %s", real.name, tensors, wrong ? "WRONG" : "the same bits on 1, 2 and 4 threads");
-  if (option == "--compare") printf("; largest relative difference %.1e", largest);
+  if (compared) printf("; largest relative difference %.1e, cases in bf16 %.1e", largest, narrowest);
   printf("\n");
   return wrong > 0 || (option == "--save" && !save.flush());
 }
@@ -303,7 +310,7 @@ int check(const std::string& option, const char* file) {
 
 int main(int count, char** arguments) {
   const std::string option = count > 1 ? arguments[1] : "";
-  const bool with_file = option == "--save" || option == "--compare";
+  const bool with_file = option == "--save" || option == "--compare" || option == "--compare-narrow";
   if (count != (with_file ? 3 : option == "--plant-race" ? 2 : 1)) {
     fprintf(stderr, "usage: threads [--save FILE | --compare FILE | --plant-race]\n");
     return 1;

@@ -15,6 +15,7 @@ struct Fp32 {
   static INLINE Vec multiply_add(Vec sum, Vec a, Vec b) { return sum + a * b; }
 };
 #if defined(__AVX512BF16__)
+#define MASKED_SWIN_BF16
 struct Bf16 {
   static constexpr int DEPTH = 2;
   template <class F>
@@ -38,6 +39,31 @@ struct Bf16 {
   // Stores words of neighbouring values: half a vector.
   static INLINE void store_narrow(float* p, Vec v) {
     const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+    memcpy(p, &half, sizeof(half));
+  }
+};
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define MASKED_SWIN_BF16
+struct Bf16 {
+  static constexpr int DEPTH = 2;
+  template <class F>
+  static float word(F&& value) {
+    const bfloat16x4_t both = vcvt_bf16_f32(float32x4_t{value(0), value(1), 0.0f, 0.0f});
+    float bits;
+    memcpy(&bits, &both, sizeof(bits));
+    return bits;
+  }
+  static INLINE Vec multiply_add(Vec sum, Vec a, Vec b) {
+    return reinterpret_cast<Vec>(vbfdotq_f32(reinterpret_cast<float32x4_t>(sum), reinterpret_cast<bfloat16x8_t>(a),
+                                             reinterpret_cast<bfloat16x8_t>(b)));
+  }
+  static INLINE Vec pair(Vec first, Vec second) {
+    const auto narrow = [](Vec v) { return vreinterpret_u16_bf16(vcvt_bf16_f32(reinterpret_cast<float32x4_t>(v))); };
+    const uint16x4x2_t zipped = vzip_u16(narrow(first), narrow(second));
+    return reinterpret_cast<Vec>(vcombine_u16(zipped.val[0], zipped.val[1]));
+  }
+  static INLINE void store_narrow(float* p, Vec v) {
+    const bfloat16x4_t half = vcvt_bf16_f32(reinterpret_cast<float32x4_t>(v));
     memcpy(p, &half, sizeof(half));
   }
 };

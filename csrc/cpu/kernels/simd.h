@@ -10,6 +10,8 @@
 #include <string.h>
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -26,9 +28,14 @@ namespace masked_swin {
 namespace MASKED_SWIN_ISA {
 
 constexpr int LANES = MASKED_SWIN_LANES;
-// 32 registers: 24 accumulators leave room for 4 loads. 16 registers: 12 leave room for 2.
-constexpr int ACCUMULATORS = LANES == 16 ? 24 : 12;
-constexpr int VECTORS = LANES == 16 ? 4 : 2;  // of one product block
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 16;
+#endif
+// 24 accumulators leave room for 4 loads, 12 for 2.
+constexpr int ACCUMULATORS = REGISTERS == 32 ? 24 : 12;
+constexpr int VECTORS = REGISTERS == 32 ? 4 : 2;  // of one product block
 
 typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t VecInt __attribute__((vector_size(LANES * 4)));
@@ -205,17 +212,21 @@ INLINE void store_first(float* p, Vec v, int count) {
 #endif
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__) || defined(__aarch64__)
+#define MASKED_SWIN_PERMUTE
+#endif
+
 // Some lanes of a vector, chosen by a bit each.
 class LaneSet {
  public:
   LaneSet() = default;
   explicit LaneSet(uint32_t bits) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(MASKED_SWIN_PERMUTE)
     for (int i = 0, count = 0; i < LANES; i++) {
       const int32_t chosen = bits >> i & 1;
       chosen_[i] = -chosen;
-      source_[i] = count;
-      lane_[count] = i;
+      source_[i] = lane_number(count);
+      lane_[count] = lane_number(i);
       count += chosen;
     }
 #else
@@ -229,7 +240,7 @@ class LaneSet {
     const __m512 v = reinterpret_cast<__m512>(load(p));
     return reinterpret_cast<Vec>(
         _mm512_mask_expand_ps(reinterpret_cast<__m512>(other), static_cast<__mmask16>(bits_), v));
-#elif defined(__AVX2__)
+#elif defined(MASKED_SWIN_PERMUTE)
     return chosen_ ? permuted(load(p), source_) : other;
 #else
     for (int i = 0; i < LANES; i++)
@@ -246,7 +257,7 @@ class LaneSet {
     const __m512 all = reinterpret_cast<__m512>(v);
     store(p, reinterpret_cast<Vec>(_mm512_maskz_compress_ps(mask, all)));
     return reinterpret_cast<Vec>(_mm512_maskz_mov_ps(static_cast<__mmask16>(~mask), all));
-#elif defined(__AVX2__)
+#elif defined(MASKED_SWIN_PERMUTE)
     store(p, permuted(v, lane_));
     return chosen_ ? Vec{} : v;
 #else
@@ -260,11 +271,19 @@ class LaneSet {
   }
 
  private:
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(MASKED_SWIN_PERMUTE)
+#if defined(__AVX2__)
+  static int32_t lane_number(int i) { return i; }
   static INLINE Vec permuted(Vec v, VecInt from) {
     return reinterpret_cast<Vec>(
         _mm256_permutevar8x32_ps(reinterpret_cast<__m256>(v), reinterpret_cast<__m256i>(from)));
   }
+#else
+  static int32_t lane_number(int i) { return i * 0x04040404 + 0x03020100; }  // its four bytes
+  static INLINE Vec permuted(Vec v, VecInt from) {
+    return reinterpret_cast<Vec>(vqtbl1q_u8(reinterpret_cast<uint8x16_t>(v), reinterpret_cast<uint8x16_t>(from)));
+  }
+#endif
   VecInt chosen_, source_, lane_ = {};  // of each lane: -1 or 0, its number among the chosen; of that number: the lane
 #else
   uint32_t bits_;
@@ -276,6 +295,8 @@ INLINE Vec inverse_root(Vec x) {
   return 1.0f / reinterpret_cast<Vec>(_mm512_maskz_sqrt_ps(0xffff, reinterpret_cast<__m512>(x)));
 #elif defined(__AVX2__)
   return 1.0f / reinterpret_cast<Vec>(_mm256_sqrt_ps(reinterpret_cast<__m256>(x)));
+#elif defined(__aarch64__)
+  return 1.0f / reinterpret_cast<Vec>(vsqrtq_f32(reinterpret_cast<float32x4_t>(x)));
 #else
   float roots[LANES];
   store(roots, x);
@@ -289,6 +310,8 @@ INLINE bool all_above(Vec a, Vec b) {  // false if any is NaN
   return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GT_OQ) == 0xffff;
 #elif defined(__AVX2__)
   return _mm256_movemask_ps(reinterpret_cast<__m256>(a > b)) == 0xff;
+#elif defined(__aarch64__)
+  return vminvq_u32(reinterpret_cast<uint32x4_t>(a > b)) != 0;
 #else
   bool all = true;
   for (int i = 0; i < LANES; i++) all = all && a[i] > b[i];
@@ -304,6 +327,8 @@ INLINE float sum(Vec v) {
   const __m128 four = _mm256_castps256_ps128(all) + _mm256_extractf128_ps(all, 1);
   const __m128 two = four + _mm_movehl_ps(four, four);
   return two[0] + two[1];
+#elif defined(__aarch64__)
+  return vaddvq_f32(reinterpret_cast<float32x4_t>(v));
 #else
   float total = 0.0f;
   for (int i = 0; i < LANES; i++) total += v[i];

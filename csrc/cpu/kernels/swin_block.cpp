@@ -9,7 +9,7 @@ size_t prepared_size(const Problem& a) { return Prepared(a, nullptr).size; }
 size_t sums_size(const Problem& a) { return Sums(a, nullptr).size; }
 int prepare_jobs(const Problem& a) { return PREPARE_JOBS + a.bias.heads; }
 
-#if defined(__AVX512BF16__)
+#if defined(MASKED_SWIN_BF16)
 typedef Bf16 Narrow;
 #else
 typedef Fp32 Narrow;
