@@ -15,7 +15,6 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from masked_swin import MaskedSwinIR, MaskKey, ModelConfig, save_checkpoint
 from masked_swin.train.cli import main
-from masked_swin.train.commands.evaluate import public_padding
 from masked_swin.train.perceptual import WEIGHTS, load_lpips
 from masked_swin.train.weights import load_weights
 from tests.support.image_files import picture
@@ -121,14 +120,6 @@ def test_added_noise_is_that_of_the_noise_command_and_results_those_of_denoise(
     settings = json.loads((tmp_path / "folders" / "summary.json").read_text())["settings"]
     assert settings["network"]["seed"] == 3
     assert len(settings["network"]["sha256"]) == 64
-
-
-def test_public_padding_mirrors_the_edge_too_and_adds_a_window_where_none_is_needed() -> None:
-    x = torch.arange(8.0 * 5).view(1, 1, 8, 5)
-    padded = public_padding(x, 4)
-    assert padded.shape == (1, 1, 12, 8)
-    assert padded[0, 0, 7:10, 0].tolist() == [35.0, 35.0, 30.0]
-    assert padded[0, 0, 0, 4:7].tolist() == [4.0, 4.0, 3.0]
 
 
 def test_the_public_protocol_denoises_as_the_public_code(clean: Path, weights: Path, tmp_path: Path) -> None:
