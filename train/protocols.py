@@ -30,7 +30,8 @@ class Protocol:
     `padding`: how the whole image is extended for the network, down and to the right; None: the image goes through
     `denoise`, in tiles if it is large. `attention_mask`: unless the user chooses one. `rounded`: images are rounded to
     8 bits before they are measured, else only clipped. `border`: pixels left out of the measures on each side.
-    `measures`: columns of scores. `bgr`: LPIPS gets blue, green and red in this order.
+    `measures`: columns of scores. `bgr`: LPIPS gets blue, green and red in this order. `reads_grey_as_colour`: a grey
+    image is three equal channels, with noise of their own.
     """
 
     noises: tuple[Spec, ...] = ()
@@ -42,6 +43,7 @@ class Protocol:
     border: int = 1
     measures: tuple[str, ...] = ("psnr", "ssim", "psnr_y", "ssim_y", "lpips")
     bgr: bool = False
+    reads_grey_as_colour: bool = False
 
 
 def public_padding(image: np.ndarray, window: int) -> np.ndarray:
@@ -65,9 +67,8 @@ def clip_noise(pixels: np.ndarray, name: str, noise: str, level: Level, seed: in
 
     Every image starts from NumPy's legacy generator with this seed, whatever its name. Poisson noise is clipped to
     [0, 1], the others are not. The script computes Poisson in float32, which differs in the last bits from the same
-    formula in `degradations`. A grey image becomes three equal channels, as the script reads it.
+    formula in `degradations`.
     """
-    pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
     clean = pixels.astype(np.float32) / np.float32(255)
     random, value = np.random.RandomState(seed), strength(noise, level)
     if noise == "poisson":
@@ -118,6 +119,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         rounded=False,
         border=0,
         measures=("psnr", "ssim"),
+        reads_grey_as_colour=True,
     ),
 }
 

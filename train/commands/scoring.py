@@ -118,10 +118,13 @@ def _noisy_images(
                 continue
             evaluation.notes += eight_bit_notes(decoded, path)
             clean = decoded.eight_bit
+            if decoded.grey and protocol.reads_grey_as_colour:
+                evaluation.notes.append(f"{path}: grey, read as three equal channels, with noise of their own")
+                decoded = decoded._replace(grey=False)
             for spec in specs:
                 noisy = protocol.noisy(clean[..., :1] if decoded.grey else clean, name, *spec, seed)
                 pixels = np.ascontiguousarray(np.broadcast_to(noisy, clean.shape))
-                image = decoded._replace(pixels=pixels, grey=noisy.shape[2] == 1)
+                image = decoded._replace(pixels=pixels)
                 yield Score(image_set, label(spec), name, "noisy"), clean, image
 
 
