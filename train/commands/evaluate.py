@@ -65,7 +65,8 @@ def run(arguments: Sequence[str]) -> int:
         torch.set_num_threads(options.threads)
     name: ProtocolName = options.protocol
     protocol, seed = PROTOCOLS[name], int(options.noise_seed)
-    sets, skipped = {"": options.clean[0]}, []
+    sets: dict[str, Path] = {"": options.clean[0]}
+    skipped: list[str] = []
     if protocol.noises:
         sets, skipped = find_image_sets(name, options.clean)
         _note_sets(name, sets, skipped)

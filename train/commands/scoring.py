@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -181,13 +182,12 @@ def _score(
 ) -> None:
     """Measure an image and append `key` with its measures."""
     pixels = image.eight_bit if protocol.rounded else image.pixels
-    measures: dict[str, float] = {}
+    measures: dict[str, Any] = {}
     try:
         for name in protocol.measures:
             if name == "lpips":
                 if lpips.distance is not None:
-                    # The public code gives BGR, OpenCV's order, to a network for RGB; its published figures were made
-                    # so.
+                    # The public code gives BGR, OpenCV's order, to a network for RGB, as for its published figures.
                     order = slice(None, None, -1 if protocol.bgr else 1)
                     measures[name] = lpips.distance(pixels[..., order], target[..., order])
                 continue
