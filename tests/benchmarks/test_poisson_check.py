@@ -1,4 +1,4 @@
-"""The check of published Poisson noise: it accepts the formula, and refuses another strength, rounding or correlation."""
+"""The check of published Poisson noise accepts the formula, and refuses another strength, rounding or correlation."""
 
 from pathlib import Path
 

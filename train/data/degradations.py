@@ -1,9 +1,11 @@
 """Synthetic noises on float images (H, W, C) in [0, 1]: seeded, vectorised, clipped to [0, 1].
 
 Formulas of the public test scripts of masked image training: Gaussian; Poisson, its deviation scaled by `alpha`;
-speckle and salt-and-pepper as MATLAB `imnoise`. Ours, as no public source gives them: the levels below, the spatially
-correlated Gaussian, the mixture, and rendering and camera noise (`linear_noises`). The masked training paper's noises
-were not seeded; here the generator is an argument, so that one seed gives the same bytes on every run.
+speckle and salt-and-pepper as MATLAB `imnoise`. Ours, as that code does not give them: the levels below, the spatially
+correlated Gaussian, the mixture, and rendering and camera noise (`linear_noises`). CLIPDenoising's public test script
+has our levels of Poisson and correlated noise, but another border and clipping of the latter: `protocols.clip_noise`.
+The masked training paper's noises were not seeded; here the generator is an argument, so that one seed gives the same
+bytes on every run.
 """
 
 import hashlib
