@@ -74,7 +74,7 @@ def mosaic(light: Image) -> np.ndarray:
 def demosaic(seen: np.ndarray) -> Image:
     """Interpolate an RGGB mosaic (H, W) to (H, W, 3): each missing value is the mean of its nearest neighbours.
 
-    The border is mirrored without its edge, which continues the mosaic.
+    The border is mirrored without its edge, which continues the mosaic. A single row or column is repeated.
     """
     height, width = seen.shape
     padded = np.pad(seen, 1, mode="reflect" if min(height, width) > 1 else "edge")
@@ -84,8 +84,7 @@ def demosaic(seen: np.ndarray) -> Image:
     for where in (even_rows & even_columns, even_rows ^ even_columns, ~even_rows & ~even_columns):
         known = where.astype(np.float64)
         total, weight = (_tent(values) for values in (padded * known, known))
-        mean = total / np.where(weight > 0, weight, 1)  # a row or column of pixels has no red, or no blue
-        channels.append(np.where(where[1:-1, 1:-1], seen, mean))
+        channels.append(np.where(where[1:-1, 1:-1], seen, total / weight))
     return np.stack(channels, axis=2)
 
 

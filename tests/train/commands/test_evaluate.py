@@ -177,8 +177,8 @@ def test_the_protocol_clip_measures_what_its_script_does(
     for kind, image in (("noisy", noisy), ("denoised", restored)):
         row = rows["CBSD68", "gaussian:sigma=50", "a", kind]
         pair = (target.astype(np.float64), image.clip(0, 1).astype(np.float64) * 255)
-        assert float(row["psnr"]) == pytest.approx(peak_signal_noise_ratio(*pair, data_range=255), abs=1e-4)
-        assert float(row["ssim"]) == pytest.approx(structural_similarity(*pair, channel_axis=2, **gaussian), abs=1e-5)
+        assert float(row["psnr"]) == pytest.approx(peak_signal_noise_ratio(*pair, data_range=255), abs=1e-6)
+        assert float(row["ssim"]) == pytest.approx(structural_similarity(*pair, channel_axis=2, **gaussian), abs=1e-6)
         assert row["psnr_y"] == row["lpips"] == ""
 
     out, err = capsys.readouterr()
@@ -196,6 +196,7 @@ def test_the_protocol_clip_measures_what_its_script_does(
     assert single["psnr_std"] is None
     settings = json.loads((output / "summary.json").read_text())["settings"]
     assert (settings["protocol"], settings["noise_seed"]) == ("clip", 0)
+    assert settings["network"]["attention_mask"] == "random"
     assert settings["skipped_sets"] == ["Kodak24", "Urban100"]
 
 
@@ -267,6 +268,17 @@ def test_clip_names_what_the_8_bit_colour_images_of_its_script_are_not(
     assert "b.png: 16 bits rounded to 8" in err
     assert "c, gaussian:sigma=15, noisy: SSIM needs at least 11 x 11 pixels" in err
     assert "noisy       2" in out
+
+
+def test_a_damaged_network_has_no_score(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = MaskedSwinIR(NETWORK)
+    torch.nn.init.constant_(network.conv_last.bias, float("nan"))
+    save_checkpoint(network, tmp_path / "damaged.pth")
+    arguments = ["evaluate", str(clean), "--protocol", "clip", "--noise", "poisson:alpha=2", "--model"]
+    assert main([*arguments, str(tmp_path / "damaged.pth")]) == 1
+    out, err = capsys.readouterr()
+    assert "a, poisson:alpha=2, denoised: the network's output is not finite; the checkpoint is damaged" in err
+    assert "denoised" not in out
 
 
 def test_grey_images_are_scored(clean: Path, weights: Path, tmp_path: Path) -> None:
