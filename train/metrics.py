@@ -11,7 +11,7 @@ from masked_swin.train.data.arrays import to_uint8
 
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-_WINDOW = 11
+SSIM_WINDOW = 11  # pixels on a side
 
 
 def psnr(image: np.ndarray, target: np.ndarray, *, border: int = 1, luma: bool = False, rounded: bool = True) -> float:
@@ -24,9 +24,10 @@ def psnr(image: np.ndarray, target: np.ndarray, *, border: int = 1, luma: bool =
 def ssim(image: np.ndarray, target: np.ndarray, *, border: int = 1, luma: bool = False, rounded: bool = True) -> float:
     """Return the structural similarity: 11x11 Gaussian window of sigma 1.5, valid region, mean over the channels."""
     a, b = _prepare(image, target, border, luma, rounded)
-    if min(a.shape[:2]) < _WINDOW:
+    if min(a.shape[:2]) < SSIM_WINDOW:
         raise ValueError(
-            f"SSIM needs at least {_WINDOW} x {_WINDOW} pixels inside the border, got {a.shape[0]} x {a.shape[1]}"
+            f"SSIM needs at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels inside the border, "
+            f"got {a.shape[0]} x {a.shape[1]}"
         )
     mean_a, mean_b = _blur(a), _blur(b)
     variance_a = _blur(a * a) - mean_a**2
@@ -60,9 +61,9 @@ def _prepare(
 
 def _blur(image: np.ndarray) -> np.ndarray:
     """Apply the separable Gaussian window over the first two axes, valid region."""
-    offsets = np.arange(_WINDOW) - _WINDOW // 2
+    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * 1.5**2))
     weights /= weights.sum()
-    height, width = image.shape[0] - _WINDOW + 1, image.shape[1] - _WINDOW + 1
+    height, width = image.shape[0] - SSIM_WINDOW + 1, image.shape[1] - SSIM_WINDOW + 1
     rows = sum(weight * image[k : k + height] for k, weight in enumerate(weights))
     return np.asarray(sum(weight * rows[:, k : k + width] for k, weight in enumerate(weights)))

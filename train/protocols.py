@@ -135,7 +135,9 @@ def select_noises(name: ProtocolName, text: str | None) -> list[Spec]:
     for part in (text or "all").replace(" ", "").split(","):
         chosen = [spec for spec in own if part in ("all", spec[0], label(spec))]
         if not chosen:
-            raise ValueError(f"noise {part!r}: protocol {name} has {', '.join(map(label, own))}; name some of these")
+            levels = {noise: "|".join(str(level) for other, level in own if other == noise) for noise, _ in own}
+            known = ", ".join(f"{noise}:{text}" for noise, text in levels.items())
+            raise ValueError(f"noise {part!r}: protocol {name} has {known}; name some of these, with or without level")
         found += chosen
     return list(dict.fromkeys(found))
 

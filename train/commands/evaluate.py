@@ -69,11 +69,12 @@ def run(arguments: Sequence[str]) -> int:
     skipped: list[str] = []
     if protocol.noises:
         sets, skipped = find_image_sets(name, options.clean)
-        _note_sets(name, sets, skipped)
         specs = select_noises(name, options.noise)
     else:
         specs = parse_specs(options.noise) if options.noise else []
     targets = {image_set: named_images(folder) for image_set, folder in sets.items()}
+    if protocol.noises:
+        _note_sets(name, sets, skipped)
     device = distributed.device(options.device)
     denoising = DenoiseOptions.of(options, options.attention_mask or protocol.attention_mask, device)
     lpips = load_lpips() if "lpips" in protocol.measures else Lpips(None)

@@ -15,7 +15,7 @@ from masked_swin.train.commands.denoise_options import DenoiseOptions
 from masked_swin.train.commands.noise import eight_bit_notes, named_images
 from masked_swin.train.commands.scores import Evaluation, Score
 from masked_swin.train.data import DecodedImage, NotAnImageError, Spec, label, read_image
-from masked_swin.train.metrics import psnr, ssim
+from masked_swin.train.metrics import SSIM_WINDOW, psnr, ssim
 from masked_swin.train.perceptual import Lpips
 from masked_swin.train.progress import progress_bar
 from masked_swin.train.protocols import Protocol
@@ -117,8 +117,12 @@ def _noisy_images(
             decoded = _read(path, evaluation)
             if decoded is None:
                 continue
-            evaluation.notes += eight_bit_notes(decoded, path)
             clean = decoded.eight_bit
+            height, width, smallest = *clean.shape[:2], SSIM_WINDOW + 2 * protocol.border
+            if min(height, width) < smallest:  # once, not for each noise
+                evaluation.failures.append(f"{path}: {width} x {height} pixels; SSIM needs {smallest} x {smallest}")
+                continue
+            evaluation.notes += eight_bit_notes(decoded, path)
             if decoded.grey and protocol.reads_grey_as_colour:
                 evaluation.notes.append(f"{path}: grey, read as three equal channels, with noise of their own")
                 decoded = decoded._replace(grey=False)
