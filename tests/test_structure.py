@@ -13,7 +13,20 @@ ALLOWED = {  # besides the standard library and the layers below
     "kernels": {"torch", "triton"},
     "masked_swin": {"torch", "safetensors"},
     "train": {
-        *("torch", "numpy", "einops", "PIL", "pyvips", "skimage", "tqdm", "jsonargparse", "jinja2", "yaml", "triton"),
+        *(
+            "torch",
+            "numpy",
+            "scipy",
+            "einops",
+            "PIL",
+            "pyvips",
+            "skimage",
+            "tqdm",
+            "jsonargparse",
+            "jinja2",
+            "yaml",
+            "triton",
+        ),
         *("lpips", "onnxruntime"),
     },
 }

@@ -59,6 +59,21 @@ def test_floats_are_rounded_to_8_bits_first() -> None:
     assert ssim(a, a) == pytest.approx(1)
 
 
+def test_unrounded_floats_are_only_clipped(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    noisy, target = pair
+    floats = noisy.astype(np.float32) / 255 + np.float32(0.3 / 255)
+    clipped = np.clip(floats, 0, 1).astype(np.float64) * 255
+    assert clipped.max() < floats.max() * 255
+    expected = peak_signal_noise_ratio(target.astype(np.float64), clipped, data_range=255)
+    assert psnr(floats, target, border=0, rounded=False) == pytest.approx(expected, abs=1e-9)
+    assert psnr(floats, target, border=0) != pytest.approx(expected, abs=1e-4)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    expected = structural_similarity(
+        *(target.astype(np.float64), clipped), channel_axis=2 if target.ndim == 3 else None, **options
+    )
+    assert ssim(floats, target, border=0, rounded=False) == pytest.approx(expected, abs=1e-9)
+
+
 def test_bad_input_is_named() -> None:
     image = np.zeros((20, 20, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match="one shape"):

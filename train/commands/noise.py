@@ -24,14 +24,16 @@ from masked_swin.storage import atomic_write
 from masked_swin.train.data import (
     NOISES,
     STRENGTHS,
+    DecodedImage,
     Level,
     NotAnImageError,
-    add_noise,
+    Spec,
     image_paths,
     is_image_name,
+    label,
+    noisy_copy,
     read_image,
     strength,
-    to_uint8,
 )
 from masked_swin.train.messages import report
 from masked_swin.train.parser import Parser, UsageError
@@ -41,8 +43,6 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 SPECS_HELP = "noises and levels, as gaussian:1,mixture:4,gaussian:sigma=25; a name alone is levels 1 to 4; all"
-
-Spec = tuple[str, Level]  # noise and level
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -113,13 +113,6 @@ def parse_specs(text: str) -> list[Spec]:
     return list(dict.fromkeys(specs))
 
 
-def noisy_copy(pixels: np.ndarray, name: str, noise: str, level: Level, seed: int) -> np.ndarray:
-    """Add noise to uint8 (H, W, C), rounded to 8 bits; `name` is that of `image_name`."""
-    digest = hashlib.sha256(f"{name}\n{noise}\n{level}".encode()).digest()
-    generator = np.random.Generator(np.random.Philox(key=[seed, int.from_bytes(digest[:8], "big")]))
-    return to_uint8(add_noise(pixels.astype(np.float32) / 255, noise, level, generator))
-
-
 def image_name(path: Path, source: Path) -> str:
     """Return the name of an image below the folder `source`, or of the file `source`: "below/picture", no ending."""
     relative = path.relative_to(source if source.is_dir() else source.parent)
@@ -163,7 +156,7 @@ def write_noisy(
     header = {
         "format": FORMAT,
         "seed": seed,
-        "noises": [f"{noise}:{level}" for noise, level in specs],
+        "noises": [label(spec) for spec in specs],
         "versions": {name: version(name) for name in ("masked-swin", "numpy", "pillow")},
     }
     if (output / MANIFEST).exists():
@@ -233,11 +226,7 @@ def _copies(named: tuple[str, Path], *, output: Path, source: Path, specs: list[
     except ValueError as error:
         outcome.failures.append(str(error))
         return outcome
-    outcome.notes += image.notes
-    if image.alpha is not None:
-        outcome.notes.append(f"{path}: transparency dropped")
-    if image.pixels.dtype != np.uint8:
-        outcome.notes.append(f"{path}: {8 * image.pixels.itemsize} bits rounded to 8")
+    outcome.notes += eight_bit_notes(image, path)
     clean = image.eight_bit[..., :1] if image.grey else image.eight_bit
     source_digest = hashlib.sha256(path.read_bytes()).hexdigest()
     for noise, level in specs:
@@ -267,6 +256,16 @@ def _copies(named: tuple[str, Path], *, output: Path, source: Path, specs: list[
             }
         )
     return outcome
+
+
+def eight_bit_notes(image: DecodedImage, path: Path) -> list[str]:
+    """Say what an image loses when it is read as 8 bits without transparency."""
+    notes = list(image.notes)
+    if image.alpha is not None:
+        notes.append(f"{path}: transparency dropped")
+    if image.pixels.dtype != np.uint8:
+        notes.append(f"{path}: {8 * image.pixels.itemsize} bits rounded to 8")
+    return notes
 
 
 def _png(pixels: np.ndarray) -> bytes:

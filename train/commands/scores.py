@@ -18,16 +18,21 @@ MEASURES = ("psnr", "ssim", "psnr_y", "ssim_y", "lpips")
 
 
 class Score(NamedTuple):
-    """The measures of one image under one noise; `kind` is "noisy", "denoised", or "result" of a folder of results."""
+    """The measures of one image under one noise; None: not measured.
 
+    `image_set` is empty where the protocol names none; `kind` is "noisy", "denoised", or "result" of a folder of
+    results.
+    """
+
+    image_set: str
     noise: str
     image: str
     kind: str
-    psnr: float
-    ssim: float
-    psnr_y: float
-    ssim_y: float
-    lpips: float | None
+    psnr: float | None = None
+    ssim: float | None = None
+    psnr_y: float | None = None
+    ssim_y: float | None = None
+    lpips: float | None = None
 
 
 @dataclass
@@ -39,16 +44,23 @@ class Evaluation:
     failures: list[str] = field(default_factory=list)
 
     def means(self) -> list[dict[str, Any]]:
-        """Return the mean of each measure over the images, for each noise and kind in order of appearance."""
+        """Return mean and standard deviation of each measure over the images, for each set, noise and kind in order.
+
+        The standard deviation is that of a sample (n - 1), "psnr_std"; None for one image, or with an infinite value.
+        """
+        groups: dict[tuple[str, str, str], list[Score]] = {}
+        for score in self.scores:
+            groups.setdefault((score.image_set, score.noise, score.kind), []).append(score)
         rows = []
-        for noise, kind in dict.fromkeys((score.noise, score.kind) for score in self.scores):
-            group = [score for score in self.scores if (score.noise, score.kind) == (noise, kind)]
-            columns = {name: [getattr(score, name) for score in group] for name in MEASURES}
-            means = {
-                name: None if None in values else float(np.mean([value for value in values if value is not None]))
-                for name, values in columns.items()
-            }
-            rows.append({"noise": noise, "kind": kind, "images": len(group), **means})
+        for (image_set, noise, kind), group in groups.items():
+            row = {"image_set": image_set, "noise": noise, "kind": kind, "images": len(group)}
+            for name in MEASURES:
+                values = [getattr(score, name) for score in group]
+                measured = None not in values
+                row[name] = float(np.mean(values)) if measured else None
+                spread = measured and len(values) > 1 and bool(np.isfinite(values).all())
+                row[f"{name}_std"] = float(np.std(values, ddof=1)) if spread else None
+            rows.append(row)
         return rows
 
 
@@ -67,7 +79,10 @@ def write_evaluation(evaluation: Evaluation, folder: Path, settings: dict[str, A
     with atomic_write(folder / SCORES_FILE) as file:
         file.write(table.getvalue().encode())
     summary = {
-        "settings": {**settings, "versions": {name: version(name) for name in ("masked-swin", "torch", "numpy")}},
+        "settings": {
+            **settings,
+            "versions": {name: version(name) for name in ("masked-swin", "torch", "numpy", "scipy")},
+        },
         "means": plain(evaluation.means()),
         "failures": evaluation.failures,
     }
@@ -82,19 +97,29 @@ def check_output(folder: Path, overwrite: bool) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the means as aligned text; LPIPS only if it was measured."""
+    """Return means and standard deviations as aligned text, without columns that are empty."""
+    texts = ["noise", "kind"]
+    if any(row["image_set"] for row in rows):
+        texts.insert(0, "image_set")
     measured = [name for name in MEASURES if any(row[name] is not None for row in rows)]
-    digits = {"psnr": 2, "psnr_y": 2}
-    lines = [["noise", "", "images", *measured]]
+    headings = {"image_set": "set", "kind": ""}
+    lines = [[*(headings.get(name, name) for name in texts), "images", *measured]]
     for row in rows:
-        values = [f"{row[name]:.{digits.get(name, 4)}f}" for name in measured]
-        lines.append([row["noise"], row["kind"], str(row["images"]), *values])
+        lines.append([*(row[name] for name in texts), str(row["images"]), *(_cell(row, name) for name in measured)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left = len(texts)
     cells = (
-        [*(c.ljust(w) for c, w in zip(line[:2], widths, strict=False)), *map(str.rjust, line[2:], widths[2:])]
-        for line in lines
+        [*map(str.ljust, line[:left], widths[:left]), *map(str.rjust, line[left:], widths[left:])] for line in lines
     )
     return "\n".join("  ".join(line).rstrip() for line in cells)
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    if row[name] is None:
+        return "-"
+    digits = 2 if name.startswith("psnr") else 4
+    mean, deviation = row[name], row[f"{name}_std"]
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
 def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

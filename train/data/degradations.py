@@ -1,29 +1,37 @@
 """Synthetic noises on float images (H, W, C) in [0, 1]: seeded, vectorised, clipped to [0, 1].
 
 Formulas of the public test scripts of masked image training: Gaussian; Poisson, its deviation scaled by `alpha`;
-speckle and salt-and-pepper as MATLAB `imnoise`. Ours, as no public source gives them: the levels below, the spatially
-correlated Gaussian and the mixture. No published noise was seeded; here the generator is an argument, so that one seed
-gives the same bytes on every run.
+speckle and salt-and-pepper as MATLAB `imnoise`. Ours, as that code does not give them: the levels below, the spatially
+correlated Gaussian, the mixture, and rendering and camera noise (`linear_noises`). CLIPDenoising's public test script
+has our levels of Poisson and correlated noise, but another border and clipping of the latter: `protocols.clip_noise`.
+The masked training paper's noises were not seeded; here the generator is an argument, so that one seed gives the same
+bytes on every run.
 """
 
+import hashlib
 import re
 from collections.abc import Callable
 
 import numpy as np
 
 from masked_swin.train.data.arrays import to_uint8
+from masked_swin.train.data.linear_noises import camera, monte_carlo
 
 Image = np.ndarray
 Level = int | str  # 1..4, or a strength such as "sigma=25"
+Spec = tuple[str, Level]  # noise and level
 
 # The one table of levels 1..4. Gaussian and correlated: sigma of the field in 8-bit units (level 1 of Gaussian is the
-# training noise); Poisson: alpha; speckle: variance; salt_pepper: density; mixture: composed from the other rows.
+# training noise); Poisson: alpha; speckle: variance; salt_pepper: density; mixture: composed from the four rows above;
+# monte_carlo: light paths in a pixel, so fewer are noisier; camera: shot noise, within the range of real cameras.
 LEVELS: dict[str, tuple[float, float, float, float]] = {
     "gaussian": (15.0, 25.0, 35.0, 50.0),
     "poisson": (2.0, 2.5, 3.0, 3.5),
     "speckle": (0.02, 0.024, 0.03, 0.04),
     "salt_pepper": (0.002, 0.004, 0.008, 0.012),
     "correlated": (40.0, 45.0, 50.0, 55.0),
+    "monte_carlo": (32.0, 16.0, 8.0, 4.0),
+    "camera": (0.003, 0.005, 0.008, 0.012),
 }
 
 
@@ -84,8 +92,13 @@ _BY_STRENGTH: dict[str, Callable[[Image, float, np.random.Generator], Image]] = 
     "speckle": speckle,
     "salt_pepper": salt_pepper,
     "correlated": correlated,
+    "monte_carlo": monte_carlo,
+    "camera": camera,
 }
-NOISES: tuple[str, ...] = (*_BY_STRENGTH, "mixture")
+NOISES: tuple[str, ...] = (
+    *("gaussian", "poisson", "speckle", "salt_pepper", "correlated", "mixture"),
+    *("monte_carlo", "camera"),
+)
 
 
 # The name of each strength, as in "gaussian:sigma=25".
@@ -95,6 +108,8 @@ STRENGTHS = {
     "speckle": "variance",
     "salt_pepper": "density",
     "correlated": "sigma",
+    "monte_carlo": "samples",
+    "camera": "shot",
 }
 
 
@@ -119,7 +134,19 @@ def add_noise(image: Image, noise: str, level: Level, generator: np.random.Gener
         if isinstance(level, str):
             raise ValueError(f"noise level {level!r}: a mixture has the levels 1, 2, 3 and 4 only")
         return mixture(image, level, generator)
-    return _BY_STRENGTH[noise](image, strength(noise, level), generator)
+    return _clip(_BY_STRENGTH[noise](image, strength(noise, level), generator))
+
+
+def label(spec: Spec) -> str:
+    """Return how a noise and its level are written: "speckle:2", "gaussian:sigma=15"."""
+    return f"{spec[0]}:{spec[1]}"
+
+
+def noisy_copy(pixels: np.ndarray, name: str, noise: str, level: Level, seed: int) -> np.ndarray:
+    """Add noise to uint8 (H, W, C), rounded to 8 bits: a function of seed, noise, level and the image's name."""
+    digest = hashlib.sha256(f"{name}\n{noise}\n{level}".encode()).digest()
+    generator = np.random.Generator(np.random.Philox(key=[seed, int.from_bytes(digest[:8], "big")]))
+    return to_uint8(add_noise(pixels.astype(np.float32) / 255, noise, level, generator))
 
 
 def strength(noise: str, level: Level) -> float:

@@ -15,10 +15,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from masked_swin import MaskedSwinIR, MaskKey, ModelConfig, save_checkpoint
 from masked_swin.train.cli import main
-from masked_swin.train.commands.evaluate import public_padding
 from masked_swin.train.perceptual import WEIGHTS, load_lpips
 from masked_swin.train.weights import load_weights
-from tests.support.image_files import picture
+from tests.support.image_files import picture, write_deep
 
 NETWORK = ModelConfig(embed_dim=12, depths=(2,), num_heads=(2,), window_size=4, attention_mask=0.5)
 
@@ -123,14 +122,6 @@ def test_added_noise_is_that_of_the_noise_command_and_results_those_of_denoise(
     assert len(settings["network"]["sha256"]) == 64
 
 
-def test_public_padding_mirrors_the_edge_too_and_adds_a_window_where_none_is_needed() -> None:
-    x = torch.arange(8.0 * 5).view(1, 1, 8, 5)
-    padded = public_padding(x, 4)
-    assert padded.shape == (1, 1, 12, 8)
-    assert padded[0, 0, 7:10, 0].tolist() == [35.0, 35.0, 30.0]
-    assert padded[0, 0, 0, 4:7].tolist() == [4.0, 4.0, 3.0]
-
-
 def test_the_public_protocol_denoises_as_the_public_code(clean: Path, weights: Path, tmp_path: Path) -> None:
     """One random mask over the image with its padding, rounded to 8 bits."""
     output = tmp_path / "scores"
@@ -144,6 +135,150 @@ def test_the_public_protocol_denoises_as_the_public_code(clean: Path, weights: P
     restored = (y.permute(1, 2, 0).numpy().clip(0, 1) * 255).round().astype(np.uint8)
     check(scores(output)[str(clean), "a", "denoised"], restored, target)
     assert json.loads((output / "summary.json").read_text())["settings"]["network"]["attention_mask"] == "random"
+
+
+# Protocols with noises of their own
+
+
+@pytest.fixture
+def image_sets(clean: Path, tmp_path: Path) -> Path:
+    """The folder of CBSD68 (two images) and McMaster (one)."""
+    (tmp_path / "sets" / "McM").mkdir(parents=True)
+    clean.rename(tmp_path / "sets" / "CBSD68")
+    image = PIL.Image.fromarray(picture(5, 9, 7)).resize((41, 35), PIL.Image.Resampling.BICUBIC)
+    image.save(tmp_path / "sets" / "McM" / "c.tif")
+    return tmp_path / "sets"
+
+
+def set_scores(folder: Path) -> dict[tuple[str, str, str, str], dict[str, str]]:
+    with open(folder / "images.csv", newline="") as file:
+        return {(row["image_set"], row["noise"], row["image"], row["kind"]): row for row in csv.DictReader(file)}
+
+
+def test_the_protocol_clip_measures_what_its_script_does(
+    image_sets: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mirrored to 32 and one random mask; the clipped, unrounded output on the whole image."""
+    output = tmp_path / "scores"
+    arguments = ["evaluate", str(image_sets), "--protocol", "clip", "--model", str(weights), "--seed", "4", "--json"]
+    assert main([*arguments, "--noise", "gaussian:sigma=50,poisson", "--output", str(output)]) == 0
+    rows = set_scores(output)
+    assert len(rows) == 3 * 5 * 2
+    target = pixels(image_sets / "CBSD68" / "a.png")
+    random = np.random.RandomState(0)
+    noisy = (target / np.float32(255) + random.normal(0, 50 / 255, target.shape)).astype(np.float32)
+    assert noisy.min() < 0, "not clipped"
+    assert target.shape == (32, 37, 3)
+    x = np.pad(noisy, ((0, 0), (0, 64 - 37), (0, 0)), mode="reflect")
+    with torch.no_grad():
+        y = load_weights(str(weights))(torch.from_numpy(x).permute(2, 0, 1)[None], key=MaskKey.make(4, 0, 1))
+    restored = y[0, :, :32, :37].permute(1, 2, 0).numpy()
+    gaussian = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    for kind, image in (("noisy", noisy), ("denoised", restored)):
+        row = rows["CBSD68", "gaussian:sigma=50", "a", kind]
+        pair = (target.astype(np.float64), image.clip(0, 1).astype(np.float64) * 255)
+        assert float(row["psnr"]) == pytest.approx(peak_signal_noise_ratio(*pair, data_range=255), abs=1e-6)
+        assert float(row["ssim"]) == pytest.approx(structural_similarity(*pair, channel_axis=2, **gaussian), abs=1e-6)
+        assert row["psnr_y"] == row["lpips"] == ""
+
+    out, err = capsys.readouterr()
+    assert "note: protocol clip skips Kodak24, Urban100: no such folder was given" in err
+    assert "LPIPS" not in err
+    printed = json.loads(out)
+    assert (printed["image_sets"], printed["skipped_sets"]) == (["CBSD68", "McMaster"], ["Kodak24", "Urban100"])
+    first, single = (
+        next(row for row in printed["means"] if row["image_set"] == name) for name in ("CBSD68", "McMaster")
+    )
+    values = [float(rows["CBSD68", "gaussian:sigma=50", name, "noisy"]["psnr"]) for name in ("a", "b")]
+    assert first["psnr"] == pytest.approx(np.mean(values))
+    assert first["psnr_std"] == pytest.approx(abs(values[0] - values[1]) / np.sqrt(2))
+    assert single["images"] == 1
+    assert single["psnr_std"] is None
+    settings = json.loads((output / "summary.json").read_text())["settings"]
+    assert (settings["protocol"], settings["noise_seed"]) == ("clip", 0)
+    assert settings["network"]["attention_mask"] == "random"
+    assert settings["skipped_sets"] == ["Kodak24", "Urban100"]
+
+
+def test_the_protocol_paper_is_public_with_its_own_noises(image_sets: Path, weights: Path, tmp_path: Path) -> None:
+    network = ["--model", str(weights), "--seed", "4", "--output"]
+    chosen = ["--noise", "gaussian:1,monte_carlo:4,camera"]
+    folder = image_sets / "CBSD68"
+    assert main(["evaluate", str(folder), "--protocol", "paper", *chosen, *network, str(tmp_path / "paper")]) == 0
+    assert main(["evaluate", str(folder), "--protocol", "public", *chosen, *network, str(tmp_path / "public")]) == 0
+    paper, public = set_scores(tmp_path / "paper"), scores(tmp_path / "public")
+    assert len(paper) == 2 * 6 * 2
+    for (name, *key), row in paper.items():
+        assert name == "CBSD68"
+        assert {**row, "image_set": ""} == public[tuple(key)]
+
+
+def test_the_table_of_a_protocol(image_sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(image_sets), "--protocol", "clip"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["set", "noise", "images", "psnr", "ssim"]
+    assert len(lines) == 1 + 2 * 11
+    assert [line.split()[:4] for line in (lines[1], lines[12])] == [
+        ["CBSD68", "gaussian:sigma=15", "noisy", "2"],
+        ["McMaster", "gaussian:sigma=15", "noisy", "1"],
+    ]
+    assert lines[1].count(" ± ") == 2
+    assert " ± " not in lines[12]
+
+
+def test_a_folder_of_ones_own_is_a_set_that_is_no_published_one(
+    clean: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(clean), "--protocol", "paper", "--noise", "speckle:1"]) == 0
+    out, err = capsys.readouterr()
+    assert f"note: {clean}: no image set of protocol paper" in err
+    assert out.splitlines()[1].split()[:4] == [str(clean), "speckle:1", "noisy", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--results", "{clean}"], "protocol clip makes its own noisy images: leave out --results and --noisy"),
+        (["--noise-seed", "1"], "protocol clip has noise of seed 0: leave out --noise-seed"),
+        (["--tile", "64"], "protocol clip gives whole images to the network: leave out --tile and --overlap"),
+        (["--noise", "gausian"], "noise 'gausian': protocol clip has gaussian:sigma=15|"),
+        (["--protocol", "clipp"], "protocol: expected one of default, public, paper, clip, got clipp"),
+        (["--protocol", "public"], "nothing to score"),
+        (["{clean}", "--protocol", "public", "--noise", "speckle"], "expected one folder of clean images, got 2; "),
+    ],
+)
+def test_what_does_not_go_with_a_protocol(
+    arguments: list[str], message: str, clean: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [argument.format(clean=clean) for argument in arguments]
+    protocol = [] if "--protocol" in arguments else ["--protocol", "clip"]
+    assert main(["evaluate", str(clean), *filled, *protocol]) != 0
+    assert message in capsys.readouterr().err
+
+
+def test_clip_names_what_the_8_bit_colour_images_of_its_script_are_not(
+    clean: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    PIL.Image.open(clean / "a.png").convert("L").save(clean / "a.png")
+    write_deep(clean / "b.png", picture(20, 20, dtype=np.uint16))
+    PIL.Image.fromarray(picture(8, 9)).save(clean / "c.png")
+    assert main(["evaluate", str(clean), "--protocol", "clip", "--noise", "gaussian"]) == 1
+    out, err = capsys.readouterr()
+    assert "a.png: grey, read as three equal channels" in err
+    assert "b.png: 16 bits rounded to 8" in err
+    assert err.count("c.png: 9 x 8 pixels; SSIM needs 11 x 11") == 1
+    assert "noisy       2" in out
+
+
+def test_a_damaged_network_has_no_score(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = MaskedSwinIR(NETWORK)
+    torch.nn.init.constant_(network.conv_last.bias, float("nan"))
+    save_checkpoint(network, tmp_path / "damaged.pth")
+    arguments = ["evaluate", str(clean), "--protocol", "clip", "--noise", "poisson:alpha=2", "--model"]
+    assert main([*arguments, str(tmp_path / "damaged.pth")]) == 1
+    out, err = capsys.readouterr()
+    assert "a, poisson:alpha=2, denoised: the network's output is not finite; the checkpoint is damaged" in err
+    assert "denoised" not in out
 
 
 def test_grey_images_are_scored(clean: Path, weights: Path, tmp_path: Path) -> None:
