@@ -222,7 +222,7 @@ def test_samples_of_validation_are_written(config: TrainConfig) -> None:
     with PIL.Image.open(trainer.folder / "samples" / "0000002_0.png") as image:
         assert image.size == (3 * 16, 16)
         clean = np.asarray(image)[:, 32:]
-    assert np.array_equal(clean, trainer.validation[0])
+    assert np.array_equal(clean, trainer.validation.clean[0])
 
 
 def test_the_terminal_shows_what_matters(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,8 @@ import torch
 from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 
-from masked_swin import MaskedSwinIR, denoise
+from masked_swin import denoise
+from masked_swin.denoiser import Denoiser
 from masked_swin.inference import AttentionMask
 from masked_swin.tiling import tile_for_memory
 from masked_swin.train import distributed
@@ -107,7 +108,7 @@ def evaluate_results(clean: Path, folders: Iterable[Path], *, protocol: Protocol
 
 
 def evaluate_network(
-    model: MaskedSwinIR | None,
+    model: Denoiser | None,
     clean: Path,
     noisy: Iterable[Path],
     specs: Iterable[Spec],
@@ -144,7 +145,7 @@ def evaluate_network(
     return evaluation
 
 
-def settings_of(model: MaskedSwinIR | None, options: DenoiseOptions, protocol: Protocol, seed: int) -> dict[str, Any]:
+def settings_of(model: Denoiser | None, options: DenoiseOptions, protocol: Protocol, seed: int) -> dict[str, Any]:
     """Return the settings that determine the scores, for the summary."""
     network = None if model is None else {"sha256": fingerprint(model), **asdict(options)}
     return {"protocol": protocol, "noise_seed": seed, "network": network}
@@ -205,7 +206,7 @@ def _read(path: Path, evaluation: Evaluation) -> DecodedImage | None:
     return None
 
 
-def _denoised(model: MaskedSwinIR, image: DecodedImage, options: DenoiseOptions, protocol: Protocol) -> DecodedImage:
+def _denoised(model: Denoiser, image: DecodedImage, options: DenoiseOptions, protocol: Protocol) -> DecodedImage:
     if protocol == "default":
         tile = options.tile or tile_for_memory(model.config, next(model.parameters()).device)
         restored = denoise_pixels(model, image, options, tile=tile)
