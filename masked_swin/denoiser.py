@@ -18,6 +18,7 @@ class DenoiserConfig:
         window_size: tiles start at multiples of it, and their sides are multiples of it.
         bytes_per_pixel: memory of a pass without gradients, per pixel of the tile.
         largest_tile: the largest side of a tile that is chosen for the free memory.
+        overlap: pixels that two tiles share, if the user does not say.
     """
 
     name: str
@@ -25,6 +26,7 @@ class DenoiserConfig:
     window_size: int
     bytes_per_pixel: int
     largest_tile: int
+    overlap: int
     attention_mask: None = None
 
 

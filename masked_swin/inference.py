@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from masked_swin.denoiser import Denoiser
+from masked_swin.denoiser import Denoiser, DenoiserConfig
 from masked_swin.masking import MaskKey
 from masked_swin.tiling import check_tiles, tile_spans, tile_weights
 
@@ -105,6 +105,8 @@ def denoise_bands(
     if not isinstance(average, int) or average < 1:
         raise ValueError(f"average must be a number of draws, at least 1, got {average!r}")
     window = model.config.window_size
+    if overlap is None and isinstance(model.config, DenoiserConfig):
+        overlap = model.config.overlap
     overlap = check_tiles(tile, overlap, window)
     height, width = size
     side = max(height, width) if tile is None else tile

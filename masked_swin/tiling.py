@@ -91,7 +91,7 @@ def tile_for_memory(config: ModelConfig | DenoiserConfig, device: torch.device) 
     """Return the largest of TILES whose pass fits into half of the memory that is free on `device` now."""
     free = available_memory(device)
     largest = config.largest_tile if isinstance(config, DenoiserConfig) else TILES[0]
-    sizes = [tile - tile % config.window_size for tile in TILES if tile <= largest]
+    sizes = [min(tile, largest) // config.window_size * config.window_size for tile in TILES]
     fitting = (tile for tile in sizes if tile * tile * bytes_per_pixel(config, device) <= free / 2)
     return next(fitting, sizes[-1])
 

@@ -69,9 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     size = None if options.size is None else _size(options.size)
     model = load_weights(options.model)
     if not isinstance(model, MaskedSwinIR):
-        raise ValueError(
-            f"{options.model}: holds {model.config.name}; export writes networks of masked_swinir and swinir"
-        )
+        raise ValueError(f"{options.model}: a network of another system; export writes masked_swinir and swinir only")
     error = export(model, options.output, size, masked=options.attention_mask == "random")
     print(f"{options.output}: written; differs from PyTorch by {error:.0e} at most")
     return 0

@@ -49,7 +49,7 @@ def load_pairs(
                 f"images of pairs that cannot be used: {'; '.join(found.skipped[:5])}{more}; remove both of each pair"
             )
         sets.append(found)
-    return _checked(*sets, min_size)
+    return _checked(sets[0], sets[1], min_size)
 
 
 def _matched(clean: Path, noisy: Path) -> list[tuple[Path, Path]]:

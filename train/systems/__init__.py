@@ -64,7 +64,7 @@ class System:
 SYSTEMS = {
     "dncnn": System(DnCNNOptions, DnCNN, {"features": 32, "depth": 7}),
     "ridnet": System(RIDNetOptions, RIDNet, {"features": 24, "modules": 2}),
-    "rnan": System(RNANOptions, RNAN, {"features": 16, "blocks": 3}, Shape(multiple=2, largest_tile=128)),
+    "rnan": System(RNANOptions, RNAN, {"features": 16, "blocks": 3}, Shape(multiple=2, largest_tile=96, overlap=32)),
     "restormer": System(
         RestormerOptions,
         Restormer,
@@ -85,20 +85,20 @@ def resolve_options(system: str, preset: str, options: Mapping[str, Any]) -> dic
     if ":" in system:
         return dict(options)
     if system not in SYSTEMS:
-        names = ", ".join([*SWIN_SYSTEMS, *SYSTEMS])
-        raise ValueError(f"system {system!r}: expected one of {names}, or a class of your own as module:Class")
+        systems = ", ".join([*SWIN_SYSTEMS, *SYSTEMS])
+        raise ValueError(f"system {system!r}: expected one of {systems}, or a class of your own as module:Class")
     if preset not in ("published", "tiny"):
         raise ValueError(f"preset {preset!r}: system {system} has published and tiny; set its options for other sizes")
     known = dataclasses.fields(SYSTEMS[system].options)  # type: ignore[arg-type]  # a dataclass
-    names = [one.name for one in known]
+    names = [option.name for option in known]
     for name in options:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             remedy = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(names)}"
             raise ValueError(f"options: unknown option {name!r} of system {system}; {remedy}")
     chosen = {**(SYSTEMS[system].tiny if preset == "tiny" else {}), **options}
-    for one in known:
-        _check(one.name, chosen.get(one.name, one.default), one.default)
+    for option in known:
+        _check(option.name, chosen.get(option.name, option.default), option.default)
     try:
         return {name: _plain(value) for name, value in vars(SYSTEMS[system].options(**chosen)).items()}
     except ValueError as error:

@@ -24,11 +24,13 @@ class Shape:
         multiple: sides of images are padded to multiples of it.
         bytes_per_pixel: memory of a pass without gradients.
         largest_tile: the largest side of a tile that is chosen for the free memory.
+        overlap: pixels that two tiles share.
     """
 
     multiple: int = 1
     bytes_per_pixel: int = 4 * 64 * 8
     largest_tile: int = 1024
+    overlap: int = 64
 
 
 class SystemNetwork(Denoiser):
@@ -44,7 +46,7 @@ class SystemNetwork(Denoiser):
         super().__init__()
         self.network, self.system, self.options = network, system, options
         name = f"{system} {sorted(options.items())}"
-        sizes = (shape.multiple, shape.bytes_per_pixel, shape.largest_tile)
+        sizes = (shape.multiple, shape.bytes_per_pixel, shape.largest_tile, shape.overlap)
         self.config = DenoiserConfig(name, channels, *sizes)
 
     def forward(

@@ -95,9 +95,9 @@ class _NonLocal(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (
-            layer(x).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.theta, self.phi, self.g)
-        )  # (B, 1, N, C)
+        query, key, value = (  # (B, 1, N, C); contiguous ones take a quarter of the time
+            layer(x).flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for layer in (self.theta, self.phi, self.g)
+        )
         mean = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         out: Tensor = self.out(mean.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:]))
         return x + out
