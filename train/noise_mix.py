@@ -67,8 +67,9 @@ def parse_noises(text: str) -> NoiseMix:
 def _with_level(part: str, name: str, level: str) -> NoiseRange:
     if level in ("1", "2", "3", "4"):
         return NoiseRange(part, name, int(level))
-    if name not in STRENGTHS:
-        raise ValueError(f"noise {part!r}: expected a level from 1 to 4 after the colon; {name} has no strength")
+    if name not in STRENGTHS or "=" not in level:
+        more = f", or a strength, {name}:{STRENGTHS[name]}=" if name in STRENGTHS else ""
+        raise ValueError(f"noise {part!r}: expected a level from 1 to 4 after the colon{more}")
     bounds = re.fullmatch(r"(\w+)=(\d*\.?\d+)-(\d*\.?\d+)", level)
     if bounds is None:
         return NoiseRange(part, name, level)
