@@ -102,6 +102,8 @@ class Trainer:
         share, shares = distributed.rank(), distributed.world_size()
         self.loader = Loader(sampler, config.batch_size, parts=config.accumulation, share=share, shares=shares)
         self.validation = Validation(config, images.validation.images, pairs)
+        if self.validation.clean and not self.validation.noises:
+            self.messages.append("no validation: with pairs it needs validation_noisy, validation_noise, or both")
 
         torch.manual_seed(config.seed)
         self.model = network_of_run(config).to(self.device).train()

@@ -98,3 +98,25 @@ def test_another_best_noise_starts_a_new_best(tmp_path: Path) -> None:
     assert names == ["0000002_0.png", "0000002_0_speckle_1.png", "0000003_0.png", "0000003_0_gaussian_1.png"]
     steps = [json.loads(line)["step"] for line in (trainer.folder / "log.jsonl").read_text().splitlines()]
     assert steps == [2, 3]
+
+
+def test_tensorboard_has_a_curve_for_each_noise(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    images = str(write_pair(tmp_path / "images"))
+    fields = {"system": "dncnn", "options": {"features": 4, "depth": 2}, "data": images, "validation_data": images}
+    sizes = {"patch_size": 16, "batch_size": 2, "validation_size": 16, "device": "cpu", "tensorboard": True}
+    fields |= {**sizes, "output": str(tmp_path / "run"), "validation_noise": "gaussian:1,speckle:1", "iterations": 2}
+    Trainer(TrainConfig(**fields)).run()  # type: ignore[arg-type]
+    found = events.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    (line,) = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    for name in ("gaussian:1", "speckle:1"):
+        (event,) = found.Scalars(f"validation_psnr/{name}")
+        assert event.value == pytest.approx(line[f"validation_psnr/{name}"])
+
+
+def test_pairs_without_a_noise_to_validate_are_said(tmp_path: Path) -> None:
+    images = str(write_pair(tmp_path / "images"))
+    fields = {"system": "dncnn", "options": {"features": 4, "depth": 2}, "data": images, "noisy": images}
+    fields |= {"validation_data": images, "patch_size": 16, "device": "cpu", "output": str(tmp_path / "run")}
+    messages = Trainer(TrainConfig(**fields)).messages  # type: ignore[arg-type]
+    assert "no validation: with pairs it needs validation_noisy, validation_noise, or both" in messages

@@ -61,15 +61,22 @@ class System:
     shape: Shape = field(default_factory=Shape)
 
 
+# The memory of a pass was measured at the published sizes on images of 96 to 384 pixels a side, and rounded up. RNAN's
+# non-local layers take the square of a tile's pixels as time; it was published for patches of 48.
 SYSTEMS = {
-    "dncnn": System(DnCNNOptions, DnCNN, {"features": 32, "depth": 7}),
-    "ridnet": System(RIDNetOptions, RIDNet, {"features": 24, "modules": 2}),
-    "rnan": System(RNANOptions, RNAN, {"features": 16, "blocks": 3}, Shape(multiple=2, largest_tile=96, overlap=32)),
+    "dncnn": System(DnCNNOptions, DnCNN, {"features": 32, "depth": 7}, Shape(bytes_per_pixel=1_500)),
+    "ridnet": System(RIDNetOptions, RIDNet, {"features": 24, "modules": 2}, Shape(bytes_per_pixel=2_400)),
+    "rnan": System(
+        RNANOptions,
+        RNAN,
+        {"features": 16, "blocks": 3},
+        Shape(multiple=2, bytes_per_pixel=9_000, largest_tile=96, overlap=32),
+    ),
     "restormer": System(
         RestormerOptions,
         Restormer,
         {"features": 16, "blocks": (1, 1, 1, 1), "heads": (1, 1, 2, 4), "refinement": 1},
-        Shape(multiple=8),
+        Shape(multiple=8, bytes_per_pixel=12_000),
     ),
 }
 

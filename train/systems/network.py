@@ -28,7 +28,7 @@ class Shape:
     """
 
     multiple: int = 1
-    bytes_per_pixel: int = 4 * 64 * 8
+    bytes_per_pixel: int = 8_000
     largest_tile: int = 1024
     overlap: int = 64
 
@@ -104,7 +104,8 @@ def read_system_file(path: Path) -> dict[str, Any] | None:
         content = load_torch(path)
     except ValueError:
         return None  # `load_checkpoint` says why
-    if not isinstance(content, dict) or not isinstance(content.get("system"), str):
+    kinds = {"system": str, "options": dict, "params": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
         return None
     if content.get("version") != CHECKPOINT_VERSION:
         raise ValueError(
