@@ -314,7 +314,7 @@ def test_the_best_validation_is_remembered(config: TrainConfig) -> None:
     best = (trainer.folder / "best.pth").read_bytes()
     resumed = Trainer(config)
     resumed.run()
-    assert resumed.best == {"step": 10, "psnr": 99.0}
+    assert resumed.best == {"step": 10, "psnr": 99.0, "noise": "training"}
     assert (trainer.folder / "best.pth").read_bytes() == best
 
 

@@ -97,8 +97,10 @@ def test_trains_resumes_bit_for_bit_and_is_evaluated(
 
 @pytest.mark.parametrize("system", ALL)
 def test_two_hundred_steps_lower_the_loss(system: str, tmp_path: Path, images: Path) -> None:
-    size = {"network": PRESETS["tiny"]} if system in SWIN_SYSTEMS else {"options": {}}
-    common = {"batch_size": 1, "iterations": 200, "milestones": (), "validation_data": []}
+    # The masks of configs/tiny.yaml: with those of the paper, 200 steps are too few for a figure above the noise.
+    network = dataclasses.replace(PRESETS["tiny"], input_mask=(0.3, 0.5), attention_mask=0.5, drop_path_rate=0.0)
+    size = {"network": network, "batch_size": 4} if system in SWIN_SYSTEMS else {"options": {}, "batch_size": 1}
+    common = {"iterations": 200, "milestones": (), "validation_data": []}
     trainer = Trainer(config_of(system, tmp_path, images, **{**common, **size}, learning_rate=2e-3))
     losses = [trainer.train_step().loss for _ in range(200)]
     assert sum(losses[-20:]) < 0.75 * sum(losses[:20])
