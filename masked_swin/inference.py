@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from masked_swin.denoiser import Denoiser, DenoiserConfig
 from masked_swin.masking import MaskKey
-from masked_swin.model import MaskedSwinIR
 from masked_swin.tiling import check_tiles, tile_spans, tile_weights
 
 AttentionMask = Literal["average", "random", "off"]
@@ -17,7 +17,7 @@ Progress = Callable[[int, int], object]
 
 @torch.no_grad()
 def denoise(
-    model: MaskedSwinIR,
+    model: Denoiser,
     image: Tensor,
     *,
     attention_mask: AttentionMask = "average",
@@ -50,7 +50,7 @@ def denoise(
         ValueError: for another shape, dtype or device than the model takes, an unknown option, or values outside
             [-1, 2] (noise need not be clipped).
     """
-    if not isinstance(model, MaskedSwinIR):
+    if not isinstance(model, Denoiser):
         raise ValueError(f"model must be a MaskedSwinIR, got {type(model).__name__}; load_checkpoint(path) makes one")
     if not isinstance(image, Tensor):
         raise ValueError(f"image must be a torch tensor, got {type(image).__name__}; use torch.from_numpy")
@@ -78,7 +78,7 @@ def denoise(
 
 
 def denoise_bands(
-    model: MaskedSwinIR,
+    model: Denoiser,
     part: Part,
     size: tuple[int, int],
     *,
@@ -105,6 +105,8 @@ def denoise_bands(
     if not isinstance(average, int) or average < 1:
         raise ValueError(f"average must be a number of draws, at least 1, got {average!r}")
     window = model.config.window_size
+    if overlap is None and isinstance(model.config, DenoiserConfig):
+        overlap = model.config.overlap
     overlap = check_tiles(tile, overlap, window)
     height, width = size
     side = max(height, width) if tile is None else tile
@@ -140,7 +142,7 @@ def denoise_bands(
 
 @torch.no_grad()
 def _evaluated(
-    model: MaskedSwinIR, x: Tensor, key: MaskKey, attention_mask: bool, origin: tuple[int, int] | None
+    model: Denoiser, x: Tensor, key: MaskKey, attention_mask: bool, origin: tuple[int, int] | None
 ) -> Tensor:
     """Run the network in evaluation mode, and restore its mode."""
     was_training = model.training

@@ -5,6 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from masked_swin.config import ModelConfig
+from masked_swin.denoiser import Denoiser
 from masked_swin.kernels import Embedding, EmbeddingWeights, Noise, pixel_embedding, ratio_tensor
 from masked_swin.kernels import gaussian_noise as add_noise
 from masked_swin.layers import ResidualGroup, around_blocks, channels_last, residual_conv
@@ -20,7 +21,7 @@ from masked_swin.masking import (
 )
 
 
-class MaskedSwinIR(nn.Module):
+class MaskedSwinIR(Denoiser):
     """A denoiser with SwinIR's parameter names.
 
     As published, the input mask is on in training only, and the attention mask in training and in use.
@@ -36,6 +37,7 @@ class MaskedSwinIR(nn.Module):
             differentiated twice.
     """
 
+    config: ModelConfig
     mean: Tensor
     mask_seed: Tensor
     input_mask_ratio: Tensor | None

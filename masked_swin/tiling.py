@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from masked_swin.config import ModelConfig
+from masked_swin.denoiser import DenoiserConfig
 from masked_swin.kernels import CPU_LIBRARY
 from masked_swin.memory import available_memory
 
@@ -86,20 +87,23 @@ def tile_weights(spans: list[tuple[int, int]], overlap: int) -> list[Tensor]:
     return [weight / total[start:end] for weight, (start, end) in zip(weights, spans, strict=True)]
 
 
-def tile_for_memory(config: ModelConfig, device: torch.device) -> int:
+def tile_for_memory(config: ModelConfig | DenoiserConfig, device: torch.device) -> int:
     """Return the largest of TILES whose pass fits into half of the memory that is free on `device` now."""
     free = available_memory(device)
-    sizes = [tile - tile % config.window_size for tile in TILES]
+    largest = config.largest_tile if isinstance(config, DenoiserConfig) else TILES[0]
+    sizes = [min(tile, largest) // config.window_size * config.window_size for tile in TILES]
     fitting = (tile for tile in sizes if tile * tile * bytes_per_pixel(config, device) <= free / 2)
     return next(fitting, sizes[-1])
 
 
-def bytes_per_pixel(config: ModelConfig, device: torch.device) -> int:
+def bytes_per_pixel(config: ModelConfig | DenoiserConfig, device: torch.device) -> int:
     """Return the bytes per pixel of a pass without gradients: measured, rounded up.
 
     The C++ block holds 4.4 to 6.4 feature maps at once (tiles of 768 to 256 pixels). Other backends also hold the
     hidden units, q, k, v and attention weights of a whole layer.
     """
+    if isinstance(config, DenoiserConfig):
+        return config.bytes_per_pixel
     maps = 7.0
     if device.type != "cpu" or not CPU_LIBRARY.loaded or config.attention_mask_per_head:
         maps += 8 + 3 * max(config.num_heads) * config.window_size**2 / config.embed_dim

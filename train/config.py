@@ -1,16 +1,16 @@
-"""Typed training configuration: a YAML file, every field also a flag, unknown keys refused."""
+"""Typed training configuration, and what of it may change when a run goes on. `arguments.py` reads it."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jsonargparse import Namespace
-
 from masked_swin import PRESETS, ModelConfig
-from masked_swin.train.parser import Parser, UsageError
+from masked_swin.train.noise_mix import NoiseMix, parse_noises
+from masked_swin.train.objective import Loss, OptimizerName
+from masked_swin.train.systems import DEFAULT_SYSTEM, SWIN_SYSTEMS, image_channels, resolve_options
 
 DEFAULT_PRESET = "published"
+DEFAULT_SIGMA = 15.0
 
 # Fields that may change when a run goes on: none changes the sequence of weights, except by the rounding of other
 # threads, devices and backends.
@@ -18,8 +18,12 @@ RESUMABLE_CHANGES = frozenset(
     {
         "output",
         "data",  # the run knows the checksum of the images
+        "noisy",
         "iterations",
         "validation_data",
+        "validation_noisy",
+        "validation_noise",
+        "best_noise",
         "validation_size",
         "checkpoint_interval",
         "validation_interval",
@@ -39,14 +43,27 @@ RESUMABLE_CHANGES = frozenset(
 class TrainConfig:
     """Train a network; the defaults are those of the published masked network.
 
+    `docs/training.md` says more about systems, noises and pairs.
+
     Args:
         output: folder of the run: training state, exported weights, log and configuration.
-        preset: name of the network that the `network` fields start from: published, swinir, small or tiny.
-        network: fields of the network that differ from the preset.
+        system: what is trained: masked_swinir, swinir (with both masks off), dncnn, ridnet, rnan, restormer, or a class
+            of your own as module:Class.
+        preset: name of the network that the `network` fields start from: published, swinir, small or tiny. Of other
+            systems the size: published or tiny.
+        network: fields of the masked SwinIR that differ from the preset.
+        options: options of another system that differ from its preset, as {depth: 9}.
         initial_weights: checkpoint to start from (fine-tuning); its architecture must be the configured one.
         data: folders or files of training images; none: the images shipped inside scikit-image.
+        noisy: folders of noisy images with the names of those of `data`, for training on pairs.
+        noise: noises of the training patches, as gaussian:sigma=5-50 or gaussian:1,speckle:2, of which each patch gets
+            one; none: Gaussian noise of `sigma`.
+        sigma: Gaussian noise of the training patches in 8-bit units.
         validation_data: folders or files of validation images; none: the built-in held-out images with built-in data,
             else no validation.
+        validation_noisy: folders of noisy images with the names of those of `validation_data`.
+        validation_noise: noises of the validation images, each with a figure of its own; none: those of training.
+        best_noise: the validation noise that chooses `best.pth`; none: the first, which is "pairs" where there are.
         validation_size: validation images are cropped to at most this size around the centre.
         patch_size: side of the training patches in pixels.
         batch_size: patches per step, over all processes and parts.
@@ -54,12 +71,14 @@ class TrainConfig:
         precision: "bfloat16" computes in bfloat16 where torch's autocast does; weights and moments stay float32.
         gradient_clip: largest norm of the gradients, which are scaled down to it; none: no limit.
         iterations: number of steps.
-        learning_rate: rate of Adam at the start.
+        loss: l1, l2 (the mean square) or charbonnier, a smooth l1.
+        optimizer: adam or adamw.
+        weight_decay: that of AdamW.
+        learning_rate: rate of the optimizer at the start.
         warmup: steps over which the rate rises linearly from zero.
         schedule: "milestones" halves the rate at each milestone, "cosine" lowers it to zero at the last step.
         milestones: steps at which the rate is halved.
         ema_decay: decay of the exponential moving average of the weights; the average is exported.
-        sigma: Gaussian noise of the training patches in 8-bit units.
         seed: seed of weights, patches, noise, masks and drop path.
         checkpoint_interval: steps between two checkpoints.
         validation_interval: steps between two validations.
@@ -74,11 +93,19 @@ class TrainConfig:
     """
 
     output: str = "runs/masked_swin"
+    system: str = DEFAULT_SYSTEM
     preset: str = DEFAULT_PRESET
     network: ModelConfig = field(default_factory=lambda: PRESETS[DEFAULT_PRESET])
+    options: dict[str, Any] = field(default_factory=dict)
     initial_weights: str | None = None
     data: list[str] | str = field(default_factory=list)
+    noisy: list[str] | str = field(default_factory=list)
+    noise: str | None = None
+    sigma: float = DEFAULT_SIGMA
     validation_data: list[str] | str = field(default_factory=list)
+    validation_noisy: list[str] | str = field(default_factory=list)
+    validation_noise: str | None = None
+    best_noise: str | None = None
     validation_size: int = 256
     patch_size: int = 64
     batch_size: int = 64
@@ -86,12 +113,14 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_clip: float | None = None
     iterations: int = 500_000
+    loss: Loss = "l1"
+    optimizer: OptimizerName = "adam"
+    weight_decay: float = 0.0
     learning_rate: float = 1e-4
     warmup: int = 0
     schedule: Literal["milestones", "cosine"] = "milestones"
     milestones: tuple[int, ...] = (150_000, 200_000, 300_000, 350_000, 400_000)
     ema_decay: float = 0.999
-    sigma: float = 15.0
     seed: int = 0
     checkpoint_interval: int = 5_000
     validation_interval: int = 5_000
@@ -105,7 +134,7 @@ class TrainConfig:
     resume: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("data", "validation_data"):  # a single path needs no list
+        for name in ("data", "noisy", "validation_data", "validation_noisy"):  # a single path needs no list
             if isinstance(getattr(self, name), str):
                 setattr(self, name, [getattr(self, name)])
         lowest = {
@@ -122,6 +151,7 @@ class TrainConfig:
             "seed": 0,
             "sigma": 0,
             "learning_rate": 0,
+            "weight_decay": 0,
         }
         for name, bound in lowest.items():
             value = getattr(self, name)
@@ -137,6 +167,46 @@ class TrainConfig:
             raise ValueError(f"threads: expected at least 1 or null, got {self.threads}")
         if list(self.milestones) != sorted(set(self.milestones)) or any(step < 1 for step in self.milestones):
             raise ValueError(f"milestones: expected increasing positive steps, got {self.milestones}")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(f"weight_decay: that of adamw; expected 0 with {self.optimizer}, got {self.weight_decay}")
+        self._check_system()
+        self._check_noise()
+
+    def _check_system(self) -> None:
+        if self.system in SWIN_SYSTEMS:
+            if self.options:
+                raise ValueError(f"options: those of other systems; the fields of system {self.system} are `network`")
+            if self.system == "swinir":
+                self.network = dataclasses.replace(self.network, input_mask=None, attention_mask=None)
+            return
+        if self.network != ModelConfig():
+            raise ValueError(f"network: the fields of masked_swinir and swinir; those of {self.system} are `options`")
+        if self.backend is not None:
+            raise ValueError(f"backend: one of the masked SwinIR's kernels; system {self.system} uses none of them")
+        self.options = resolve_options(self.system, self.preset, self.options)
+
+    def _check_noise(self) -> None:
+        if self.noise is not None:
+            if self.sigma != DEFAULT_SIGMA:
+                raise ValueError(f"sigma: the noise without `noise`; write noise gaussian:sigma={self.sigma:g}")
+            if self.noisy:
+                raise ValueError("noise: pairs have their own noise; give `noise` or `noisy`, not both")
+            self.training_noise()
+        for noisy, clean in (("noisy", "data"), ("validation_noisy", "validation_data")):
+            count, expected = len(getattr(self, noisy)), len(getattr(self, clean))
+            if count and count != expected:
+                raise ValueError(f"{noisy}: expected a folder for each of `{clean}`, {expected}, got {count}")
+        if self.validation_noise is not None:
+            parse_noises(self.validation_noise)
+
+    def training_noise(self) -> NoiseMix | None:
+        """Return the noises that are added to patches; None for pairs, and where the network adds its noise itself."""
+        return None if self.noise is None else parse_noises(self.noise)
+
+    @property
+    def channels(self) -> int:
+        """The channels of the images."""
+        return self.network.in_channels if self.system in SWIN_SYSTEMS else image_channels(self.options)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as lists, numbers and strings, fit for YAML and for a `weights_only` checkpoint."""
@@ -144,12 +214,19 @@ class TrainConfig:
 
 
 def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Name the fields, such as "network.depths", whose change would make it another run."""
+    """Name the fields, such as "network.depths", whose change would make it another run.
+
+    A field that the run before did not have yet counts as its default.
+    """
+    return _changes(TrainConfig().as_dict() | before, after)
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     changes = []
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            changes += [f"{name}.{key}" for key in changed_fields(old, new)]
+            changes += [f"{name}.{key}" for key in _changes(old, new)]
         elif old != new and not _may_change(name, before, after):
             changes.append(name)
     return changes
@@ -160,40 +237,6 @@ def _may_change(name: str, before: dict[str, Any], after: dict[str, Any]) -> boo
         return False
     # The preset only fills in `network`, and the initial weights only matter at step 0.
     return name in RESUMABLE_CHANGES or name in ("preset", "initial_weights")
-
-
-def train_parser(preset: str = DEFAULT_PRESET) -> Parser:
-    """Return the parser of `train`: `--config FILE` and a flag for each field; `network` starts from `preset`.
-
-    Raises:
-        ValueError: unknown preset.
-    """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}: expected one of {', '.join(PRESETS)}")
-    summary = (TrainConfig.__doc__ or "").split("\n")[0]
-    parser = Parser("train", summary, usage="masked-swin train [options]")
-    parser.add_argument("--config", action="config", help="YAML file of any of the fields below; later flags win.")
-    parser.add_class_arguments(TrainConfig)
-    parser.set_defaults({f"network.{name}": value for name, value in dataclasses.asdict(PRESETS[preset]).items()})
-    return parser
-
-
-def parse_config(arguments: Sequence[str]) -> TrainConfig:
-    """Parse the arguments of `train`.
-
-    Raises:
-        UsageError: an unknown argument or key, or a value of another type.
-        ValueError: a value outside its range.
-    """
-    # The preset, from a flag or a file, sets the defaults of the network: it must be known before they are.
-    quiet = [argument for argument in arguments if not argument.startswith("--print_config")]
-    before = train_parser().parse(quiet)
-    if not isinstance(before.network, Namespace):
-        raise UsageError(f"network: expected fields, such as `embed_dim: 60`, got {before.network}")
-    parser = train_parser(before.preset)
-    fields = parser.instantiate(parser.parse(arguments)).as_dict()
-    fields.pop("config")
-    return TrainConfig(**fields)
 
 
 def _plain(value: Any) -> Any:

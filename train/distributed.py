@@ -3,11 +3,16 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from masked_swin.train.averaging import saved_buffers
+
+OVERLAP_PARAMETERS = 5_000_000  # 20 MB of gradients; below that one reduction is enough
 
 
 def rank() -> int:
@@ -68,8 +73,7 @@ def first_process_first() -> Iterator[None]:
 def average(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its mean over the processes.
 
-    Called once a step for all gradients. DistributedDataParallel would reduce after each part of a step and copy
-    buffers; for networks of some million weights one flat reduction is enough.
+    Called once a step for all gradients: for networks of some million weights one flat reduction is enough.
     """
     if world_size() == 1:
         return
@@ -96,3 +100,43 @@ def largest(value: int, device: torch.device) -> int:
     found = torch.tensor(value, device=device)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
+
+
+class Replicas:
+    """A network that all processes train, each on its share of a batch.
+
+    With `overlap`, the gradients of a network of OVERLAP_PARAMETERS or more are averaged while the backward pass of the
+    step's last part runs (PyTorch's DistributedDataParallel). Other networks average them once, after it.
+
+    Raises:
+        ValueError: a network without parameters.
+    """
+
+    def __init__(self, model: nn.Module, *, overlap: bool) -> None:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        if not count:
+            raise ValueError("the network has no parameters to train")
+        self.network: nn.Module = model
+        self._parallel: DistributedDataParallel | None = None
+        if overlap and world_size() > 1 and count >= OVERLAP_PARAMETERS:
+            # Buffers are averaged once a step, see `average_buffers`.
+            self.network = self._parallel = DistributedDataParallel(
+                model, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self._buffers = [buffer for buffer in saved_buffers(model) if buffer.is_floating_point()]
+
+    @contextmanager
+    def part(self, *, last: bool) -> Iterator[None]:
+        """Compute one part of a step, forward and backward, in the block."""
+        with nullcontext() if last or self._parallel is None else self._parallel.no_sync():
+            yield
+
+    def average_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Average the gradients of a step after its last part, unless that is done."""
+        if self._parallel is None:
+            average(gradients)
+
+    def average_buffers(self) -> None:
+        """Average what batch norms have measured: each process saw its own share of the batch."""
+        if self._buffers:
+            average(self._buffers)

@@ -1,7 +1,7 @@
-"""The trainer: L1 loss, Adam, averaged weights, and checkpoints from which a run goes on bit for bit.
+"""The trainer: a system, a loss, averaged weights, and checkpoints from which a run goes on bit for bit.
 
 Patches, noise, masks and drop path of a step are functions of (seed, step), so no random state is stored. The state is
-the step, the weights, their average, the optimizer's moments and the best validation.
+the step, the weights and buffers, their average, the optimizer's moments and the best validation.
 """
 
 import contextlib
@@ -11,21 +11,26 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from masked_swin import MaskedSwinIR, MaskKey, denoise, load_checkpoint
-from masked_swin.train import data, distributed
+from masked_swin import MaskKey
+from masked_swin.train import distributed
+from masked_swin.train.averaging import Averages
 from masked_swin.train.config import TrainConfig, changed_fields
-from masked_swin.train.metrics import psnr
+from masked_swin.train.curves import CURVES_FILE, read_curves, write_curves
+from masked_swin.train.objective import LOSSES, make_optimizer
 from masked_swin.train.progress import StepResult, TrainProgress
+from masked_swin.train.run_data import load_data
 from masked_swin.train.run_folder import CONFIG_FILE, STATE_FILE, RunFolder
-from masked_swin.train.run_log import RunLog
-from masked_swin.train.sampler import VALIDATION_STREAM, Loader, PatchSampler, generator
+from masked_swin.train.run_log import LOG_FILE, RunLog
+from masked_swin.train.sampler import Batch, Loader, PatchSampler
 from masked_swin.train.signals import stop_requests
+from masked_swin.train.systems import SWIN_SYSTEMS, network_of_run
+from masked_swin.train.validation import TRAINING, Validation
 
 Ending = Literal["finished", "out of time", "interrupted", "terminated"]
 # In rising order: where the processes of a run end for different reasons, the highest one counts for all.
@@ -54,14 +59,15 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        if config.network.in_channels not in (1, 3):
-            raise ValueError(f"network.in_channels: expected 1 (grey) or 3 (RGB), got {config.network.in_channels}")
+        if config.channels not in (1, 3):
+            field = "network.in_channels" if config.system in SWIN_SYSTEMS else "options.channels"
+            raise ValueError(f"{field}: expected 1 (grey) or 3 (RGB), got {config.channels}")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config
         self.step = 0
         self.saved_step: int | None = None
-        self.best: dict[str, float] | None = None  # step and PSNR of the best validation
+        self.best: dict[str, Any] | None = None  # step, PSNR and noise of the best validation
         self.messages: list[str] = []
         self.device = distributed.device(config.device)
         self.writes = distributed.rank() == 0
@@ -69,7 +75,7 @@ class Trainer:
         self.files = RunFolder(self.folder)
         self.log = RunLog(self.folder, tensorboard=config.tensorboard and self.writes)
 
-        for source in (*config.data, *config.validation_data):
+        for source in (*config.data, *config.noisy, *config.validation_data, *config.validation_noisy):
             if not Path(source).exists():
                 raise ValueError(f"{source}: no such file or folder")
         if self.writes:
@@ -82,23 +88,37 @@ class Trainer:
 
     def _prepare(self) -> None:
         config = self.config
-        self.training_images, validation = self._load_data()
-        images, share, shares = self.training_images.images, distributed.rank(), distributed.world_size()
-        sampler = PatchSampler(images, patch_size=config.patch_size, seed=config.seed)
+        images = load_data(config, self.folder)
+        self.training_images, self.data_checksum = images.training, images.checksum
+        self.messages += images.messages
+        noisy, pairs = (None if one is None else one.images for one in (images.noisy, images.validation_noisy))
+        sampler = PatchSampler(
+            images.training.images,
+            patch_size=config.patch_size,
+            seed=config.seed,
+            noise=config.training_noise(),
+            noisy=noisy,
+        )
+        share, shares = distributed.rank(), distributed.world_size()
         self.loader = Loader(sampler, config.batch_size, parts=config.accumulation, share=share, shares=shares)
-        self.validation = [data.centre_crop(image, config.validation_size) for image in validation.images]
+        self.validation = Validation(config, images.validation.images, pairs)
+        if self.validation.clean and not self.validation.noises:
+            self.messages.append("no validation: with pairs it needs validation_noisy, validation_noise, or both")
 
         torch.manual_seed(config.seed)
-        if config.initial_weights is None:
-            self.model = MaskedSwinIR(config.network, backend=config.backend)
-        else:
-            self.model = load_checkpoint(config.initial_weights, config=config.network, backend=config.backend)
-        self.model.to(self.device).train()
+        self.model = network_of_run(config).to(self.device).train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
+        self.optimizer = make_optimizer(
+            *(config.optimizer, self.model.parameters()),
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+        )
         self._parameters: list[torch.Tensor] = list(self.model.parameters())
-        self._averages: list[torch.Tensor] = list(self.average.parameters())
+        self._averages = Averages(self.model, self.average)
         self._resume()
+        # The network adds Gaussian noise itself: the masked SwinIR does it with the embedding of its pixels.
+        self._noise_sigma = config.sigma / 255 if config.noise is None and not config.noisy else 0.0
+        self._replicas = distributed.Replicas(self.model, overlap=config.system not in SWIN_SYSTEMS)
 
     def train_step(self) -> StepResult:
         """Train one step.
@@ -113,18 +133,16 @@ class Trainer:
         loading = time.perf_counter() - started
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum, error_sum = 0.0, 0.0
-        for batch in batches:
-            clean, sample = (part.to(self.device, non_blocking=True) for part in batch)
-            key = MaskKey.make(config.seed, draw=step, samples=sample, device=self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                output = self.model(clean, key=key, noise_sigma=config.sigma / 255)
-            loss = F.l1_loss(output.float(), clean)
-            (loss / len(batches)).backward()
+        for part, batch in enumerate(batches, start=1):
+            with self._replicas.part(last=part == len(batches)):
+                output, clean = self._denoised(batch)
+                loss = LOSSES[config.loss](output.float(), clean)
+                (loss / len(batches)).backward()
             loss_sum += loss.item()
             error_sum += F.mse_loss(output.detach().float().clamp(0, 1), clean).item()
         loss_value, error = (value / len(batches) for value in distributed.mean([loss_sum, error_sum], self.device))
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        distributed.average(gradients)
+        self._replicas.average_gradients(gradients)
         norm = get_total_norm(gradients)
         self._check_finite(loss_value, norm.item())
         if config.gradient_clip is not None:
@@ -132,10 +150,20 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         self.optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(self._averages, self._parameters, 1 - config.ema_decay)
+        self._replicas.average_buffers()
+        self._averages.update(1 - config.ema_decay)
         self.step += 1
         return StepResult(loss_value, -10 * math.log10(max(error, 1e-10)), norm.item(), loading)
+
+    def _denoised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the network makes of a batch, and the clean patches."""
+        config, sigma = self.config, self._noise_sigma
+        clean, sample = (part.to(self.device, non_blocking=True) for part in (batch.clean, batch.sample))
+        seen = clean if batch.noisy is batch.clean else batch.noisy.to(self.device, non_blocking=True)
+        key = MaskKey.make(config.seed, draw=self.step, samples=sample, device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            output: torch.Tensor = self._replicas.network(seen, key=key, noise_sigma=sigma)
+        return output, clean
 
     def run(self, *, time_limit: float | None = None, description: str = "train") -> Ending:
         """Train to `config.iterations`, save as configured and at the end, and return how the run ended.
@@ -173,22 +201,12 @@ class Trainer:
             self.files.release()
         return "finished" if self.step == config.iterations else _REASONS[reason]
 
-    def validate(self) -> float | None:
-        """Return the mean PSNR in dB of `average` on the validation images with training noise; None without images.
+    def validate(self) -> dict[str, float]:
+        """Return the mean PSNR in dB of `average` on the validation images by noise; none without images.
 
-        The first `config.samples` of them are written.
+        The noise that chooses the best weights comes first. The first `config.samples` images are written.
         """
-        scores = []
-        for index, image in enumerate(self.validation):
-            clean = data.to_float(image)
-            noisy = data.gaussian(clean, self.config.sigma, generator(self.config.seed, index, VALIDATION_STREAM))
-            restored = denoise(self.average, data.to_tensor(noisy).to(self.device), average=1, seed=self.config.seed)
-            result = data.to_array(restored)
-            scores.append(psnr(result, clean))
-            if index < self.config.samples and self.writes:
-                path = self.folder / "samples" / f"{self.step:07}_{index}.png"
-                data.write_side_by_side(path, (noisy, result, clean))
-        return sum(scores) / len(scores) if scores else None
+        return self.validation.scores(self.average, self.folder / "samples" if self.writes else None, self.step)
 
     def save(self) -> None:
         """Write the exported weights, then the training state, each atomically, in process 0 only.
@@ -201,7 +219,7 @@ class Trainer:
         state = {
             "step": self.step,
             "config": self.config.as_dict(),
-            "data": self.training_images.checksum,
+            "data": self.data_checksum,
             "best": self.best,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -221,7 +239,7 @@ class Trainer:
                 f"output {self.folder} holds a run and resume is false; choose another output folder or remove it"
             )
         changes = changed_fields(state["config"], self.config.as_dict())
-        if state["data"] != self.training_images.checksum:
+        if state["data"] != self.data_checksum:
             changes.append("training images")
         if changes:
             raise ValueError(
@@ -231,57 +249,48 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.best = state["best"]
+        self._resume_best(state["best"])
         self.step = self.saved_step = state["step"]
         if self.step > self.config.iterations:
             beyond = f"beyond iterations {self.config.iterations}; raise iterations"
             raise ValueError(f"output {self.folder} is already at step {self.step}, {beyond}")
         self.messages.append(message)
 
-    def _load_data(self) -> tuple[data.ImageSet, data.ImageSet]:
-        config, channels = self.config, self.config.network.in_channels
-        if config.data:
-            with distributed.first_process_first():
-                training = data.load_images(
-                    config.data,
-                    min_size=config.patch_size,
-                    channels=channels,
-                    map_folder=self.folder,
-                    memory=config.memory if self.writes else math.inf,  # the others map what the first one wrote
-                )
+    def _resume_best(self, best: dict[str, Any] | None) -> None:
+        """Keep the best validation, unless another noise chooses it now."""
+        if best is None or not self.validation.noises or best.get("noise", TRAINING) == self.validation.noises[0]:
+            self.best = best
         else:
-            training = data.builtin_images(data.BUILTIN_TRAIN, channels=channels)
-        if config.validation_data:
-            validation = data.load_images(config.validation_data, min_size=16, channels=channels)
-        else:
-            names = () if config.data else data.BUILTIN_HELD_OUT
-            validation = data.builtin_images(names, channels=channels)
-        for images in (training, validation):
-            self.messages += images.notes + [f"skipped {reason}" for reason in images.skipped]
-        self.messages.append(f"{len(training.images)} training images, {training.storage}")
-        return training, validation
+            was = best.get("noise", TRAINING)
+            self.messages.append(f"best.pth was chosen by noise {was}, from now on by {self.validation.noises[0]}")
 
     def _report(self, result: StepResult, progress: TrainProgress, validates: bool) -> None:
+        scores = self.validate() if validates else {}
+        score = next(iter(scores.values()), None)
         figures: dict[str, float | None] = {
             "learning_rate": learning_rate(self.config, self.step - 1),
             "loss": result.loss,
             "psnr": result.psnr,
-            "validation_psnr": self.validate() if validates else None,
+            "validation_psnr": score,
             "gradient_norm": result.gradient_norm,
             "patches_per_second": progress.patches_per_second,
             "loading_share": progress.loading_share,
         }
-        score = figures["validation_psnr"]
+        if len(scores) > 1:
+            figures |= {f"validation_psnr/{name}": value for name, value in scores.items()}
         if score is not None:
             progress.validation = score
             if self.best is None or score > self.best["psnr"]:
-                self.best = {"step": self.step, "psnr": score}
+                self.best = {"step": self.step, "psnr": score, "noise": self.validation.noises[0]}
                 with self._naming_what_is_kept():
                     self.files.save_best(self.average)
             best = f"best {self.best['psnr']:.2f} dB at step {self.best['step']}"
-            progress.say(f"step {self.step}: loss {result.loss:.4f}, validation PSNR {score:.2f} dB, {best}")
+            more = f"; {', '.join(f'{name} {value:.2f}' for name, value in scores.items())}" if len(scores) > 1 else ""
+            progress.say(f"step {self.step}: loss {result.loss:.4f}, validation PSNR {score:.2f} dB, {best}{more}")
         with self._naming_what_is_kept():
             self.log.write(self.step, figures)
+            if len(scores) > 1:
+                write_curves(read_curves(self.folder / LOG_FILE), self.folder / CURVES_FILE)
 
     def _check_finite(self, loss: float, gradient_norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(gradient_norm):

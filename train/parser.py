@@ -16,6 +16,7 @@ _TYPES = {
     "pathlib.Path": "a path",
     "list": "a list",
     "tuple": "a list",
+    "dict": "fields and values",
     "NoneType": "null",
     "PositiveInt": "a whole number above 0",
     "NonNegativeInt": "a whole number, at least 0",

@@ -4,9 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol, TypeVar
-
-from tqdm import tqdm
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from masked_swin.train.messages import is_quiet
 
@@ -41,12 +39,17 @@ def progress_bar(
 ) -> ProgressBar:
     """Make a bar on a terminal, lines elsewhere; nothing if not `shown`, if quiet, or if TQDM_DISABLE is set.
 
+    Without the package tqdm, which the extra "train" installs, nothing is shown either.
+
     Args:
         total: number of units; None: set it later.
         leave: keep the bar, or write a last line, at the end.
         delay: seconds before the bar appears.
     """
     if not shown or is_quiet() or os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false"):
+        return _Silent(total, initial)
+    tqdm = _tqdm()
+    if tqdm is None:
         return _Silent(total, initial)
     if not sys.stderr.isatty():
         return _Lines(total, initial, description, unit, leave)
@@ -73,7 +76,17 @@ def with_progress(items: Iterable[Item], *, total: int, description: str, unit: 
 def say(line: str) -> None:
     """Write a line to stderr, above the bars, unless quiet."""
     if not is_quiet():
-        tqdm.write(line, file=sys.stderr)
+        tqdm = _tqdm()
+        print(line, file=sys.stderr) if tqdm is None else tqdm.write(line, file=sys.stderr)
+
+
+def _tqdm() -> Any:
+    """The class of the bars; None where the extra "train" is not installed, and progress is not shown."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return None
+    return tqdm
 
 
 class _Silent:
@@ -118,7 +131,7 @@ class _Lines(_Silent):
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        line = tqdm.format_meter(
+        line = _tqdm().format_meter(
             self.n,
             self.total or 0,
             self._written - self._started,

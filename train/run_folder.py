@@ -3,16 +3,16 @@
 import contextlib
 import datetime
 import fcntl
+import json
 import os
 import socket
 import weakref
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from masked_swin import MaskedSwinIR, save_checkpoint
+from masked_swin.denoiser import Denoiser
 from masked_swin.storage import atomic_write, load_torch, remove_temporaries, save_torch
+from masked_swin.train.systems import save_network
 
 STATE_FILE, PREVIOUS_FILE = "latest.pt", "previous.pt"
 WEIGHTS_FILE, BEST_FILE = "weights.pth", "best.pth"
@@ -89,7 +89,7 @@ class RunFolder:
             raise ValueError("; ".join(failures) + "; move these files away to start anew")
         return None
 
-    def save(self, state: dict[str, Any], average: MaskedSwinIR) -> None:
+    def save(self, state: dict[str, Any], average: Denoiser) -> None:
         """Write the exported weights and the state, each atomically; the latest state becomes the previous one.
 
         Raises:
@@ -97,8 +97,8 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path / CONFIG_FILE) as file:
-            file.write(yaml.safe_dump(state["config"], sort_keys=False).encode())
-        save_checkpoint(average, self.path / WEIGHTS_FILE)
+            file.write(_as_yaml(state["config"]).encode())
+        save_network(average, self.path / WEIGHTS_FILE)
         latest = self.path / STATE_FILE
         save_torch({"format": STATE_FORMAT} | state, latest, before_replacing=self._keep_latest)
         self._latest_is_good = True
@@ -108,8 +108,8 @@ class RunFolder:
         for name in (STATE_FILE, PREVIOUS_FILE):
             (self.path / name).unlink(missing_ok=True)
 
-    def save_best(self, average: MaskedSwinIR) -> None:
-        save_checkpoint(average, self.path / BEST_FILE)
+    def save_best(self, average: Denoiser) -> None:
+        save_network(average, self.path / BEST_FILE)
 
     def _keep_latest(self) -> None:
         """Make the latest state the previous one; at every moment there is one."""
@@ -125,6 +125,14 @@ class RunFolder:
         finally:
             with contextlib.suppress(OSError):
                 link.unlink(missing_ok=True)
+
+
+def _as_yaml(config: dict[str, Any]) -> str:
+    try:
+        import yaml
+    except ModuleNotFoundError:  # the extra "train" is not installed; JSON is YAML, too
+        return json.dumps(config, indent=1) + "\n"
+    return str(yaml.safe_dump(config, sort_keys=False))
 
 
 def _check_format(path: Path, state: object) -> None:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from masked_swin.train.data import to_float
+from masked_swin.train.noise_mix import NoiseMix
 
-TRAINING_STREAM, VALIDATION_STREAM = 0, 1
+TRAINING_STREAM, VALIDATION_STREAM, NOISE_STREAM = 0, 1, 2
 
 
 def generator(seed: int, index: int, stream: int) -> np.random.Generator:
@@ -25,12 +26,29 @@ def generator(seed: int, index: int, stream: int) -> np.random.Generator:
 class Batch(NamedTuple):
     clean: Tensor  # (B, C, P, P) float32 in [0, 1]
     sample: Tensor  # (B,) int64 global sample ids
+    noisy: Tensor  # as `clean`, which it is where the network adds the noise
 
 
 class PatchSampler:
-    """Draws random crops of uint8 or uint16 images (H, W, C), each flipped and rotated in one of 8 ways."""
+    """Draws random crops of uint8 or uint16 images (H, W, C), each flipped and rotated in one of 8 ways.
 
-    def __init__(self, images: Sequence[np.ndarray], *, patch_size: int, seed: int) -> None:
+    Args:
+        images: the clean images.
+        patch_size: side of a patch.
+        seed: of the patches and their noise.
+        noise: what is added to each patch; None adds nothing.
+        noisy: the noisy image of each clean one, of the same shape, to crop in the same place.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        patch_size: int,
+        seed: int,
+        noise: NoiseMix | None = None,
+        noisy: Sequence[np.ndarray] | None = None,
+    ) -> None:
         small = [index for index, image in enumerate(images) if min(image.shape[:2]) < patch_size]
         if small or not images:
             raise ValueError(
@@ -40,26 +58,44 @@ class PatchSampler:
         self.images = images
         self.patch_size = patch_size
         self.seed = seed
+        self.noise, self.noisy = noise, noisy
 
     def batch(self, samples: Sequence[int]) -> Batch:
-        """Return the samples of these ids; seed, images and patch size determine them."""
-        patches = torch.from_numpy(np.stack([self._patch(index) for index in samples]))
-        return Batch(patches, torch.tensor(samples, dtype=torch.int64))
+        """Return the samples of these ids; seed, images, noise and patch size determine them."""
+        pairs = [self._patch(index) for index in samples]
+        clean = _stacked([pair[0] for pair in pairs])
+        with_noise = self.noise is not None or self.noisy is not None
+        noisy = _stacked([pair[1] for pair in pairs]) if with_noise else clean
+        return Batch(clean, torch.tensor(samples, dtype=torch.int64), noisy)
 
     def image_of(self, index: int) -> int:
         """Return the index in `images` of the image that sample `index` is cropped from."""
         return int(generator(self.seed, index, TRAINING_STREAM).integers(len(self.images)))
 
-    def _patch(self, index: int) -> np.ndarray:
+    def _patch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the clean and the noisy patch, (P, P, C)."""
         random = generator(self.seed, index, TRAINING_STREAM)
-        image = self.images[int(random.integers(len(self.images)))]
-        size = self.patch_size
+        chosen = int(random.integers(len(self.images)))
+        image, size = self.images[chosen], self.patch_size
         top = random.integers(image.shape[0] - size + 1)
         left = random.integers(image.shape[1] - size + 1)
-        patch = image[top : top + size, left : left + size]
         quarter_turns, mirrored = divmod(int(random.integers(8)), 2)
-        patch = np.rot90(patch[:, ::-1] if mirrored else patch, quarter_turns)
-        return np.ascontiguousarray(to_float(patch).transpose(2, 0, 1))
+
+        def cropped(whole: np.ndarray) -> np.ndarray:
+            patch = whole[top : top + size, left : left + size]
+            return to_float(np.rot90(patch[:, ::-1] if mirrored else patch, quarter_turns))
+
+        clean = noisy = cropped(image)
+        if self.noisy is not None:
+            noisy = cropped(self.noisy[chosen])
+        if self.noise is not None:
+            noisy = self.noise.add(noisy, generator(self.seed, index, NOISE_STREAM))
+        return clean, noisy
+
+
+def _stacked(patches: Sequence[np.ndarray]) -> Tensor:
+    """(P, P, C) each to (B, C, P, P)."""
+    return torch.from_numpy(np.stack([np.ascontiguousarray(patch.transpose(2, 0, 1)) for patch in patches]))
 
 
 class Loader:

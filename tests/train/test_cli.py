@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from masked_swin import PRESETS, MaskedSwinIR, ModelConfig, __version__, kernels, load_checkpoint, save_checkpoint
+from masked_swin.train.arguments import parse_config
 from masked_swin.train.cli import main
-from masked_swin.train.config import parse_config
 
 NETWORK = ModelConfig(embed_dim=12, depths=(1,), num_heads=(2,), window_size=4, attention_mask=0.5)
 

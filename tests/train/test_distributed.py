@@ -16,6 +16,7 @@ import yaml
 
 from masked_swin import ModelConfig
 from masked_swin.train.config import TrainConfig
+from masked_swin.train.distributed import OVERLAP_PARAMETERS
 from masked_swin.train.loop import Trainer
 from tests.support.faults import start_command
 from tests.support.image_files import write_pair
@@ -128,3 +129,49 @@ def test_what_fails_in_one_process_ends_all(config: TrainConfig) -> None:
     done = torchrun(dataclasses.replace(config, batch_size=7))
     assert done.returncode != 0
     assert "batch_size 7: expected a multiple of 2, which is accumulation 1 x 2 processes" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("system", "options"),
+    [
+        # More than `distributed.OVERLAP_PARAMETERS`: its gradients are averaged during the backward pass.
+        ("ridnet", {"features": 240, "modules": 1}),
+        ("restormer", {"features": 8, "blocks": [1, 1, 1, 1], "heads": [1, 1, 2, 4], "refinement": 1}),
+    ],
+)
+def test_two_processes_train_other_systems_as_one_does(
+    config: TrainConfig, tmp_path: Path, system: str, options: dict[str, object]
+) -> None:
+    torch.set_num_threads(1)
+    plain = {"network": ModelConfig(), "system": system, "options": options, "iterations": 2, "batch_size": 4}
+    one = dataclasses.replace(config, **plain, patch_size=8, noise="gaussian:sigma=5-50", threads=1)
+    two = dataclasses.replace(one, output=str(tmp_path / "two"), accumulation=2)
+    two_processes(two, tmp_path)
+    trainer = Trainer(one)
+    assert (sum(value.numel() for value in trainer.model.parameters()) >= OVERLAP_PARAMETERS) == (system == "ridnet")
+    trainer.run()
+    # Moments are means of the gradients. Adam's steps are not compared: they magnify the rounding of small gradients.
+    expected, found = trainer.optimizer.state_dict()["state"], torch.load(tmp_path / "two" / "latest.pt")["optimizer"]
+    moved = sum(moments["exp_avg"].square().sum() for moments in expected.values())
+    differs = sum(
+        (moments["exp_avg"] - found["state"][index]["exp_avg"]).square().sum() for index, moments in expected.items()
+    )
+    assert moved > 0
+    assert differs < 1e-4 * moved
+
+
+@pytest.mark.slow
+def test_processes_agree_on_what_batch_norms_measured(config: TrainConfig, tmp_path: Path) -> None:
+    """Each normalises its own share; the statistics that are kept are the mean, and a run goes on exactly."""
+    plain = {"network": ModelConfig(), "system": "dncnn", "options": {"features": 4, "depth": 3}, "threads": 1}
+    straight = dataclasses.replace(config, **plain, iterations=4, checkpoint_interval=2)
+    two_processes(straight, tmp_path)
+    halves = dataclasses.replace(straight, output=str(tmp_path / "halves"))
+    two_processes(dataclasses.replace(halves, iterations=2), tmp_path)
+    two_processes(halves, tmp_path)
+    states = [torch.load(Path(run.output) / "latest.pt") for run in (straight, halves)]
+    for part in ("model", "average"):
+        for name, value in states[0][part].items():
+            assert torch.equal(states[1][part][name], value), name
+    means = states[0]["model"]["network.noise.3.running_mean"]
+    assert means.abs().max() > 0

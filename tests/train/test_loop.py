@@ -222,7 +222,7 @@ def test_samples_of_validation_are_written(config: TrainConfig) -> None:
     with PIL.Image.open(trainer.folder / "samples" / "0000002_0.png") as image:
         assert image.size == (3 * 16, 16)
         clean = np.asarray(image)[:, 32:]
-    assert np.array_equal(clean, trainer.validation[0])
+    assert np.array_equal(clean, trainer.validation.clean[0])
 
 
 def test_the_terminal_shows_what_matters(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,7 +314,7 @@ def test_the_best_validation_is_remembered(config: TrainConfig) -> None:
     best = (trainer.folder / "best.pth").read_bytes()
     resumed = Trainer(config)
     resumed.run()
-    assert resumed.best == {"step": 10, "psnr": 99.0}
+    assert resumed.best == {"step": 10, "psnr": 99.0, "noise": "training"}
     assert (trainer.folder / "best.pth").read_bytes() == best
 
 

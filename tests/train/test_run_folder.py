@@ -214,7 +214,7 @@ def test_the_folder_holds_the_latest_state_the_one_before_and_the_best(config: T
     validated = {step: score for step, score in enumerate(scores, start=1) if score is not None}
     assert list(validated) == [3, 6, 9, 12]
     best = max(validated, key=validated.__getitem__)
-    assert trainer.best == {"step": best, "psnr": validated[best]}
+    assert trainer.best == {"step": best, "psnr": validated[best], "noise": "training"}
     again = Trainer(dataclasses.replace(config, iterations=best, output=config.output + "2"))
     again.run()
     at_best = load_checkpoint(folder / "best.pth").state_dict()

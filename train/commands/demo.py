@@ -158,6 +158,7 @@ def _train(name: str, config: TrainConfig, steps: int, time_limit: float | None)
         warm_started=config.initial_weights is not None,
         parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
     )
+    assert isinstance(trainer.average, MaskedSwinIR)
     return trainer.average, training
 
 

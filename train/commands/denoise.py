@@ -17,7 +17,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from masked_swin import MaskedSwinIR
+from masked_swin.denoiser import Denoiser
 from masked_swin.inference import Progress, denoise_bands
 from masked_swin.storage import remove_temporaries
 from masked_swin.tiling import check_tiles, tile_for_memory
@@ -145,7 +145,7 @@ def _is_file(output: Path) -> bool:
 
 
 def denoise_files(
-    model: MaskedSwinIR,
+    model: Denoiser,
     sources: Sequence[Path],
     output: Path,
     options: DenoiseOptions | None = None,
@@ -202,7 +202,7 @@ def denoise_files(
 
 
 def denoise_pixels(
-    model: MaskedSwinIR,
+    model: Denoiser,
     image: DecodedImage,
     options: DenoiseOptions,
     *,
@@ -225,7 +225,7 @@ def denoise_pixels(
 
 
 def _denoise_page(
-    model: MaskedSwinIR, image: DecodedImage, options: DenoiseOptions, tile: int, progress: Progress, result: np.ndarray
+    model: Denoiser, image: DecodedImage, options: DenoiseOptions, tile: int, progress: Progress, result: np.ndarray
 ) -> None:
     pixels, white, device = image.pixels, image.white, next(model.parameters()).device
     channels = model.config.in_channels
@@ -258,7 +258,7 @@ def _denoise_page(
             result[top : top + len(values)] = values if result.dtype == np.float32 else np.round(values)
 
 
-def _settings(model: MaskedSwinIR, options: DenoiseOptions) -> dict[str, object]:
+def _settings(model: Denoiser, options: DenoiseOptions) -> dict[str, object]:
     """Name what determines the results."""
     return {
         "model": fingerprint(model),

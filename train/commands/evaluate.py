@@ -10,7 +10,7 @@ import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
 
-from masked_swin import MaskedSwinIR
+from masked_swin.denoiser import Denoiser
 from masked_swin.train import distributed
 from masked_swin.train.commands.denoise_options import DenoiseOptions, add_denoise_options
 from masked_swin.train.commands.noise import SPECS_HELP, named_images, parse_specs
@@ -135,9 +135,7 @@ def _note_sets(name: ProtocolName, sets: Iterable[str], skipped: Sequence[str]) 
         say(f"note: protocol {name} skips {', '.join(skipped)}: no such folder was given")
 
 
-def settings_of(
-    model: MaskedSwinIR | None, options: DenoiseOptions, protocol: ProtocolName, seed: int
-) -> dict[str, Any]:
+def settings_of(model: Denoiser | None, options: DenoiseOptions, protocol: ProtocolName, seed: int) -> dict[str, Any]:
     """Return the settings that determine the scores, for the summary."""
     network = None if model is None else {"sha256": fingerprint(model), **asdict(options)}
     return {"protocol": protocol, "noise_seed": seed, "network": network}

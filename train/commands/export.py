@@ -67,7 +67,10 @@ def run(arguments: Sequence[str]) -> int:
     if missing:
         raise ValueError(f"export needs the packages {', '.join(missing)}; install 'masked-swin[onnx]'")
     size = None if options.size is None else _size(options.size)
-    error = export(load_weights(options.model), options.output, size, masked=options.attention_mask == "random")
+    model = load_weights(options.model)
+    if not isinstance(model, MaskedSwinIR):
+        raise ValueError(f"{options.model}: a network of another system; export writes masked_swinir and swinir only")
+    error = export(model, options.output, size, masked=options.attention_mask == "random")
     print(f"{options.output}: written; differs from PyTorch by {error:.0e} at most")
     return 0
 

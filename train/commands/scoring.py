@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from masked_swin import MaskedSwinIR
+from masked_swin.denoiser import Denoiser
 from masked_swin.inference import denoise_bands
 from masked_swin.tiling import tile_for_memory
 from masked_swin.train.commands.denoise import denoise_pixels
@@ -37,7 +37,7 @@ def evaluate_results(
 
 
 def evaluate_network(
-    model: MaskedSwinIR | None,
+    model: Denoiser | None,
     targets: Mapping[str, Mapping[str, Path]],
     noisy: Sequence[Path],
     specs: Sequence[Spec],
@@ -143,7 +143,7 @@ def _read(path: Path, evaluation: Evaluation) -> DecodedImage | None:
     return None
 
 
-def _denoised(model: MaskedSwinIR, image: DecodedImage, options: DenoiseOptions, protocol: Protocol) -> np.ndarray:
+def _denoised(model: Denoiser, image: DecodedImage, options: DenoiseOptions, protocol: Protocol) -> np.ndarray:
     """Return the denoised pixels (H, W, 3): uint8, or float32 if the protocol does not round."""
     if protocol.padding is None:
         tile = options.tile or tile_for_memory(model.config, next(model.parameters()).device)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from masked_swin.train import distributed
-from masked_swin.train.config import parse_config
+from masked_swin.train.arguments import parse_config
 from masked_swin.train.loop import Trainer
 from masked_swin.train.messages import note_kernels, say
 from masked_swin.train.parser import UsageError
