@@ -21,6 +21,7 @@ struct PositionBias {
   const int32_t* patterns;      // (pattern_count, keys): the region of each position; null without regions
   const int32_t* mask_pattern;  // (pattern_windows): window w has mask pattern mask_pattern[w % pattern_windows]
   int64_t pattern_windows;
+  bool exponentials = true;       // whether the kernels read exp(bias), too
   int table_height, table_width;  // the window (h, w) of a table of ((2h-1) * (2w-1), heads); 0 without a table
 
   // Calls f(query, index of its entry in `bias`) for every query of one key.

@@ -62,6 +62,7 @@ struct Call {
     a.bias.keys = static_cast<int>(bias.size(2));
     a.bias.bias = data(bias);
     a.bias.shared_key = shared_qkv.has_value();
+    a.bias.exponentials = a.bias.shared_key;
     a.bias.penalty = shared_qkv || !a.k.compact ? SHIFT_PENALTY : EXCLUDED;
     a.bias.pattern_count = 1;
     check();
