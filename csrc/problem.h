@@ -9,6 +9,7 @@ namespace masked_swin {
 constexpr float LAYER_NORM_EPSILON = 1e-5f;
 constexpr float SHIFT_PENALTY = -100.0f;  // added to the bias of a query and a key of different shift regions
 constexpr float EXCLUDED = -1e30f;        // stands for minus infinity
+constexpr int MAX_HEAD_DIM = 128;         // of window_attention on the CPU; also in kernels/cpu/__init__.py
 
 // Position bias and shift regions of windows. Only windows at the border of a shifted image hold several regions, in
 // few different mask patterns (4 in Swin).
@@ -21,6 +22,7 @@ struct PositionBias {
   const int32_t* patterns;      // (pattern_count, keys): the region of each position; null without regions
   const int32_t* mask_pattern;  // (pattern_windows): window w has mask pattern mask_pattern[w % pattern_windows]
   int64_t pattern_windows;
+  bool exponentials = true;       // whether the kernels read exp(bias), too
   int table_height, table_width;  // the window (h, w) of a table of ((2h-1) * (2w-1), heads); 0 without a table
 
   // Calls f(query, index of its entry in `bias`) for every query of one key.

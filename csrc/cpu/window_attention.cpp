@@ -62,6 +62,7 @@ struct Call {
     a.bias.keys = static_cast<int>(bias.size(2));
     a.bias.bias = data(bias);
     a.bias.shared_key = shared_qkv.has_value();
+    a.bias.exponentials = a.bias.shared_key;
     a.bias.penalty = shared_qkv || !a.k.compact ? SHIFT_PENALTY : EXCLUDED;
     a.bias.pattern_count = 1;
     check();
@@ -85,6 +86,8 @@ struct Call {
     check_list(q, a.bias.queries);
     check_list(k, a.bias.keys);
     check_list(v, a.bias.keys);
+    STD_TORCH_CHECK(a.head_dim <= MAX_HEAD_DIM, "masked_swin: head_dim is ", a.head_dim, ", at most ", MAX_HEAD_DIM,
+                    " fit");
     STD_TORCH_CHECK(a.k.compact == a.v.compact && (a.k.compact || !a.q.compact) && (a.k.compact || !shared_qkv),
                     "masked_swin: k and v must both be compact, if q is or if shared_qkv is given");
     STD_TORCH_CHECK(!shared_qkv || shared_qkv->numel() == 3 * a.bias.heads * a.head_dim,

@@ -95,6 +95,29 @@ def test_masked_tokens_are_zero_vectors_before_qkv():
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
 
 
+# Windows of other nets: blocks of queries that are and are not full, and more keys than queries.
+@needs_native
+@pytest.mark.parametrize(
+    ("queries", "keys", "head_dim"),
+    [(49, 49, 32), (64, 64, 64), (144, 144, 30), (256, 256, 30), (64, 144, 30), (49, 256, 16), (33, 65, 10)],
+)
+def test_dense_sizes_against_float64(queries, keys, head_dim):
+    windows, heads = 3, 2
+    q = torch.randn(windows, queries, heads, head_dim)
+    k, v = torch.randn(2, windows, keys, heads, head_dim)
+    bias, grad = torch.randn(heads, queries, keys), torch.randn(windows, queries, heads, head_dim)
+
+    def run(backend, dtype):
+        inputs = [t.to(dtype).requires_grad_() for t in (q, k, v, bias)]
+        out = window_attention(*inputs, scale=0.3, backend=backend)
+        return out, *torch.autograd.grad(out, inputs, grad.to(dtype))
+
+    names = ("out", "q", "k", "v", "bias")
+    results = (run("cpu", torch.float32), run("reference", torch.float32), run("reference", torch.float64))
+    for name, ours, eager, exact in zip(names, *results, strict=True):
+        assert relative_error(ours, exact) <= 2 * relative_error(eager, exact) + 1.2e-7, name
+
+
 @every_backend
 @pytest.mark.parametrize("queries_keys", [(9, 16), (64, 1), (5, 37)])
 def test_other_numbers_of_keys(queries_keys, backend):

@@ -15,6 +15,19 @@ struct BiasTile {
   const float* exp_bias;   // exp(bias - top)
 };
 
+// out[j][i] = rows[i][j], and 0 for i from `queries` up to `lanes`.
+void transpose_bias(const float* rows, int queries, int keys, float* out, int lanes) {
+  for (int i = 0; i < queries; i += LANES) {
+    const float* pointers[LANES];
+    const int count = queries - i < LANES ? queries - i : LANES;
+    for (int k = 0; k < count; k++) pointers[k] = rows + (size_t)(i + k) * keys;
+    gather_transposed(pointers, count, LANES, keys, out + i, lanes);
+  }
+}
+
+// Minus infinity is as good as EXCLUDED, but not as safe.
+INLINE Vec at_least_excluded(Vec bias) { return bias < EXCLUDED ? splat(EXCLUDED) : bias; }
+
 // Makes top, exp_total and exp_bias of the bias.
 void exponentiate(int keys, int lanes, const float* bias, float* top, float* exp_total, float* exp_bias) {
   for (int l = 0; l < lanes; l += LANES) {
@@ -37,7 +50,7 @@ struct PreparedBias {
 
   static int lanes(const PositionBias& p) { return round_up(p.queries); }
   static size_t tile(const PositionBias& p) { return (size_t)p.keys * lanes(p); }
-  static size_t per_head(const PositionBias& p) { return 2 * tile(p) + 2 * lanes(p); }
+  static size_t per_head(const PositionBias& p) { return p.exponentials ? 2 * tile(p) + 2 * lanes(p) : tile(p); }
   static size_t size(const PositionBias& p) { return per_head(p) * p.heads * p.pattern_count; }
 
   BiasTile at(int pattern, int head) const {
@@ -59,6 +72,7 @@ struct PreparedBias {
         if (pattern > 0) memcpy(row, first + (size_t)j * wide, sizeof(float) * wide);
         for (int i = 0; region && i < p.queries; i++) row[i] += region[i] != region[j] ? p.penalty : 0.0f;
       }
+      if (!p.exponentials) continue;
       float* top = tiles + tile(p);
       exponentiate(p.keys, wide, tiles, top, top + wide, top + 2 * wide);
     }
@@ -66,6 +80,11 @@ struct PreparedBias {
 
  private:
   static void gather(const PositionBias& p, float* tiles, int head) {
+    if (!p.table_width) {
+      transpose_bias(p.bias + (size_t)head * p.queries * p.keys, p.queries, p.keys, tiles, lanes(p));
+      for (size_t i = 0; i < tile(p); i += LANES) store(tiles + i, at_least_excluded(load(tiles + i)));
+      return;
+    }
     memset(tiles, 0, sizeof(float) * tile(p));
     for (int j = 0; j < p.keys; j++) {
       float* row = tiles + (size_t)j * lanes(p);
@@ -98,6 +117,15 @@ struct BiasSums {
           float* entry = entries + (size_t)j * lanes + l;
           store(entry, load(entry) + load(exp_bias + (size_t)j * lanes + l) * load(u + l));
         }
+    }
+    if (!p.table_width) {
+      for (int i = 0; i < p.queries; i += LANES) {
+        float* rows[LANES];
+        const int count = p.queries - i < LANES ? p.queries - i : LANES;
+        for (int k = 0; k < count; k++) rows[k] = grad + ((size_t)head * p.queries + i + k) * p.keys;
+        scatter_transposed(entries + i, lanes, count, p.keys, rows);
+      }
+      return;
     }
     for (int j = 0; j < p.keys; j++)
       p.each_query(head, j, [=](int i, size_t entry) { grad[entry] += entries[(size_t)j * lanes + i]; });

@@ -2,7 +2,7 @@
 //
 // "cm" is [channel][query], "tm" is [token][channel]. The backward computes the exponentials again from q and k. Masked
 // queries with one shared q are one query: q, its gradient and the products q.k hold the visible queries and this one.
-#include "attention_tile.h"
+#include "dense_attention.h"
 
 namespace masked_swin {
 namespace MASKED_SWIN_ISA {
@@ -14,46 +14,35 @@ int channels_of(const Problem& a) { return a.bias.heads * a.head_dim; }
 // Loads of one head run past its columns by up to a vector.
 int padded_channels(const Problem& a) { return round_up(channels_of(a)) + LANES; }
 
-struct Window {
-  const Problem& a;
-  const PreparedBias prepared;
-  const int lanes, channels, padded;
-  int64_t window = 0;
-  int queries = 0;      // of the output
+// A window whose masked tokens share one q, k and v.
+struct SharedWindow : AttentionWindow {
+  const int channels, padded;
   int own_queries = 0;  // those with a q of their own
   Tile tile{};
-  Scratch scratch;
-  float *q_cm, *out_cm, *k_tm, *v_tm, *qk, *score, *inverse, *shared, *weight, *own_bias, *own_top, *own_total,
-      *own_exp, *compact_bias, *compact_exp, *compact_top;
+  float *q_cm, *out_cm, *k_tm, *v_tm, *qk, *score, *inverse, *shared, *weight, *own_top, *own_total, *own_exp;
   float *q_tm, *do_tm, *do_cm, *dq_cm, *dq_tm, *dk_tm, *dv_tm, *d_score, *own_u;
-  int *position, *identity;
-  unsigned char* visible;
-  VisibleLanes* visible_lanes;
   const float** pointers;
   float** targets;
+  Scratch scratch;
 
-  Window(const Problem& problem, const float* shared_bias, bool backward)
-      : a(problem),
-        prepared{a.bias, shared_bias},
-        lanes(PreparedBias::lanes(a.bias)),
+  SharedWindow(const Problem& problem, const float* shared_bias, bool backward)
+      : AttentionWindow(problem, shared_bias),
         channels(channels_of(a)),
         padded(padded_channels(a)),
         scratch([&](Scratch& s) { lay_out(s, backward); }) {
-    if (!scratch.ok()) return;
-    for (int i = 0; i < a.bias.keys; i++) identity[i] = i;
+    if (scratch.ok()) start();
   }
 
   void lay_out(Scratch& s, bool backward) {
+    AttentionWindow::lay_out(s);
     const size_t cm = (size_t)round_up(channels) * lanes, tm = (size_t)a.bias.queries * padded,
                  key_tm = (size_t)(a.bias.keys + 1) * padded, key_tile = (size_t)(a.bias.keys + 1) * lanes;
     s.take(cm, q_cm, out_cm);
     s.take(key_tm, k_tm, v_tm);
-    s.take(key_tile, qk, score, own_bias, own_exp, compact_bias, compact_exp);
-    s.take(lanes, inverse, shared, weight, own_top, own_total);
-    s.take(lanes + LANES, compact_top);
-    s.take(a.bias.keys, position, identity);
-    s.take(a.bias.keys, visible);
-    s.take(lanes / LANES, visible_lanes);
+    s.take(key_tile, qk, score);
+    s.take(lanes, inverse, shared, weight);
+    if (a.window_mask) s.take(lanes, own_top, own_total, own_u);
+    if (a.window_mask) s.take(key_tile, own_exp);
     s.take(a.bias.queries, pointers);
     s.take(a.bias.queries, targets);
     if (!backward) return;
@@ -61,70 +50,22 @@ struct Window {
     s.take(cm, do_cm, dq_cm);
     s.take(key_tm, dk_tm, dv_tm);
     s.take(key_tile, d_score);
-    s.take(lanes, own_u);
   }
-
-  float* row_of(const TokenRows& rows, int per_window, int i) const {
-    return rows.p + ((rows.compact ? a.offsets[window] : window * per_window) + i) * rows.stride;
-  }
-  int mask_pattern() const { return a.bias.mask_pattern ? a.bias.mask_pattern[window % a.bias.pattern_windows] : 0; }
-  Compaction compaction() const { return {visible_lanes, position, queries, lanes, lanes}; }
 
   void enter(int64_t w) {
-    window = w;
-    const int visible_count = a.offsets ? a.offsets[w + 1] - a.offsets[w] : 0;
-    if (a.offsets) {
-      memset(visible, 0, a.bias.keys);
-      for (int j = 0; j < visible_count; j++) visible[position[j] = a.position[a.offsets[w] + j]] = 1;
-    }
-    queries = a.compact_out() ? visible_count : a.bias.queries;
-    tile = {lanes,
-            round_up(queries),
-            a.k.compact ? visible_count : a.bias.keys,
-            a.bias.keys,
-            a.shared_qkv != nullptr,
-            a.scale,
-            a.k.compact && !a.compact_out() ? position : identity,
-            visible};
-    if (a.q.compact) find_visible_lanes();
-    if (a.shared_queries() && tile.any_masked()) tile.shared_query = visible_lanes;
-    own_queries = tile.shared_query ? visible_count : queries;
+    AttentionWindow::enter(w);
+    tile = {lanes, round_up(queries), keys, a.bias.keys, true, a.scale, bias_row, visible};
+    if (a.q.compact && tile.any_masked()) tile.shared_query = visible_lanes;
+    own_queries = tile.shared_query ? keys : queries;
   }
 
   int unique_queries() const { return own_queries + (tile.shared_query != nullptr); }
 
-  void find_visible_lanes() {
-    for (int l = 0, count = 0; l < lanes; l += LANES) {
-      const int before = count;
-      uint32_t bits = 0;
-      for (int t = l; t < l + LANES && t < a.bias.queries; t++) {
-        bits |= (uint32_t)visible[t] << (t - l);
-        count += visible[t];
-      }
-      visible_lanes[l / LANES] = {LaneSet(bits), before};
-    }
-  }
-
   BiasTile bias_of(int head) const {
-    BiasTile bias = prepared.at(mask_pattern(), head);
-    if (a.window_mask) {
-      const float* mask = a.window_mask + window % a.mask_windows * a.bias.queries * a.bias.keys;
-      for (int j = 0; j < a.bias.keys; j++)
-        for (int i = 0; i < lanes; i++) {
-          const size_t entry = (size_t)j * lanes + i;
-          const float value = bias.bias[entry] + (i < a.bias.queries ? mask[(size_t)i * a.bias.keys + j] : 0.0f);
-          own_bias[entry] = value < EXCLUDED ? EXCLUDED : value;
-        }
-      exponentiate(a.bias.keys, lanes, own_bias, own_top, own_total, own_exp);
-      bias = {own_bias, own_top, own_total, own_exp};
-    }
-    if (a.compact_out() && queries) {
-      compaction().gather(bias.bias, compact_bias);
-      compaction().gather(bias.exp_bias, compact_exp);
-      compaction().gather_row(bias.top, compact_top);
-      bias = {compact_bias, compact_top, nullptr, compact_exp};
-    }
-    return bias;
+    if (!a.window_mask) return prepared.at(mask_pattern(), head);
+    const float* bias = whole_bias(head);
+    exponentiate(a.bias.keys, lanes, bias, own_top, own_total, own_exp);
+    return {bias, own_top, own_total, own_exp};
   }
 
   void load_keys() {
@@ -132,10 +73,8 @@ struct Window {
       memcpy(k_tm + (size_t)j * padded, row_of(a.k, a.bias.keys, j), sizeof(float) * channels);
       memcpy(v_tm + (size_t)j * padded, row_of(a.v, a.bias.keys, j), sizeof(float) * channels);
     }
-    if (a.shared_qkv) {
-      memcpy(k_tm + (size_t)tile.keys * padded, a.shared_qkv + channels, sizeof(float) * channels);
-      memcpy(v_tm + (size_t)tile.keys * padded, a.shared_qkv + 2 * channels, sizeof(float) * channels);
-    }
+    memcpy(k_tm + (size_t)tile.keys * padded, a.shared_qkv + channels, sizeof(float) * channels);
+    memcpy(v_tm + (size_t)tile.keys * padded, a.shared_qkv + 2 * channels, sizeof(float) * channels);
   }
 
   void load_queries() {
@@ -194,10 +133,8 @@ struct Window {
       divide_by_sums(at);
       product<Fp32>(rows, queries, a.head_dim, {v_tm + at, padded, 1}, do_cm + (size_t)at * lanes, lanes, d_score,
                     lanes);
-      tile.softmax_backward(bias, score, d_score, inverse, shared, weight, a.compact_out() ? nullptr : d_bias, sum_u);
-      if (a.compact_out()) {
-        compaction().scatter_add(d_score, d_bias);
-      } else if (a.window_mask && a.shared_qkv) {
+      tile.softmax_backward(bias, score, d_score, inverse, shared, weight, d_bias, sum_u);
+      if (a.window_mask) {
         for (int j = 0; j < a.bias.keys; j++)
           for (int l = 0; l < lanes; l += LANES) {
             const size_t entry = (size_t)j * lanes + l;
@@ -214,6 +151,16 @@ struct Window {
                       padded);
     }
     store_gradients(sums + BiasSums::size(a.bias));
+  }
+
+  void run(float* sums, int64_t first, int64_t last) {
+    for (int64_t w = first; w < last; w++) {
+      enter(w);
+      if (sums)
+        backward(sums);
+      else
+        forward();
+    }
   }
 
   // Divides the gradient of one head's output by the sum of its exponentials.
@@ -235,7 +182,6 @@ struct Window {
       scaled_copy(row_of(a.grad_k, a.bias.keys, j), dk_tm + (size_t)j * padded, 1.0f);
       scaled_copy(row_of(a.grad_v, a.bias.keys, j), dv_tm + (size_t)j * padded, 1.0f);
     }
-    if (!a.shared_qkv) return;
     accumulate(d_shared_qkv + channels, dk_tm + (size_t)tile.keys * padded, 1.0f);
     accumulate(d_shared_qkv + 2 * channels, dv_tm + (size_t)tile.keys * padded, 1.0f);
   }
@@ -253,30 +199,32 @@ size_t sums_size(const Problem& a) { return BiasSums::size(a.bias) + 3 * channel
 int prepare_jobs(const Problem& a) { return a.bias.heads; }
 void prepare(const Problem& a, float* prepared, int job) { PreparedBias::fill(a.bias, prepared, job); }
 
-bool forward(const Problem& a, const float* prepared, int64_t first, int64_t last) {
-  Window window(a, prepared, false);
+template <class Window>
+bool each_window(const Problem& a, const float* prepared, float* sums, int64_t first, int64_t last) {
+  Window window(a, prepared, sums != nullptr);
   if (!window.scratch.ok()) return false;
-  for (int64_t w = first; w < last; w++) {
-    window.enter(w);
-    window.forward();
-  }
+  window.run(sums, first, last);
   return true;
 }
 
+bool run(const Problem& a, const float* prepared, float* sums, int64_t first, int64_t last) {
+  if (a.shared_qkv) return each_window<SharedWindow>(a, prepared, sums, first, last);
+  if (a.head_dim <= 32) return each_window<DenseAttention<32>>(a, prepared, sums, first, last);
+  constexpr int WIDE = 144;  // not 128: rows a power of 2 apart share the sets of a cache
+  static_assert(WIDE >= MAX_HEAD_DIM);
+  return each_window<DenseAttention<WIDE>>(a, prepared, sums, first, last);
+}
+
+bool forward(const Problem& a, const float* prepared, int64_t first, int64_t last) {
+  return run(a, prepared, nullptr, first, last);
+}
+
 bool backward(const Problem& a, const float* prepared, float* sums, int64_t first, int64_t last) {
-  Window window(a, prepared, true);
-  if (!window.scratch.ok()) return false;
-  for (int64_t w = first; w < last; w++) {
-    window.enter(w);
-    window.backward(sums);
-  }
-  return true;
+  return run(a, prepared, sums, first, last);
 }
 
 int finish_jobs(const Problem& a) { return a.bias.heads; }
 void finish(const Problem& a, const float* prepared, float* total, int head) {
-  const size_t entries = (size_t)a.bias.queries * a.bias.keys;
-  memset(a.grad_bias + entries * head, 0, sizeof(float) * entries);
   BiasSums::finish({a.bias, prepared}, total, a.grad_bias, head);
   if (a.shared_qkv && head == 0)
     memcpy(a.grad_shared_qkv, total + BiasSums::size(a.bias), sizeof(float) * 3 * channels_of(a));
