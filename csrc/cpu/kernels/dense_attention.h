@@ -130,12 +130,14 @@ struct DenseAttention : AttentionWindow {
     for (int j = 0; j < keys; j++, v += v_stride) copy(v_tm + (size_t)j * STRIDE, v, 1.0f);
   }
 
-  // Copies a head's channels.
-  INLINE void copy(float* __restrict to, const float* __restrict from, float factor) const {
+  // Copies a head's channels: in, to a row of STRIDE floats, or out.
+  INLINE void copy(float* __restrict to, const float* __restrict from, float factor, bool in = true) const {
     const int last = a.head_dim - LANES;
     for (int c = 0; c < last; c += LANES) store(to + c, load(from + c) * factor);
     if (last >= 0)
       store(to + last, load(from + last) * factor);
+    else if (in)  // whole: a load soon after would wait for a masked store
+      store(to, load_first(from, a.head_dim) * factor);
     else
       store_first(to, load_first(from, a.head_dim) * factor, a.head_dim);
   }
@@ -285,8 +287,8 @@ struct DenseAttention : AttentionWindow {
       store_cm(out_cm, a.grad_q);
     }
     for (int j = 0; j < keys; j++) {
-      copy(row_of(a.grad_k, a.bias.keys, j) + at(), dk_tm + (size_t)j * STRIDE, a.scale);
-      copy(row_of(a.grad_v, a.bias.keys, j) + at(), dv_tm + (size_t)j * STRIDE, 1.0f);
+      copy(row_of(a.grad_k, a.bias.keys, j) + at(), dk_tm + (size_t)j * STRIDE, a.scale, false);
+      copy(row_of(a.grad_v, a.bias.keys, j) + at(), dv_tm + (size_t)j * STRIDE, 1.0f, false);
     }
     finish_bias_sums(sums, head);
   }
