@@ -19,6 +19,8 @@ NOISE_TITLES = {
     "poisson": ("Poisson", "photon counting, amplified"),
     "correlated": ("Correlated Gaussian", "a Gaussian field after a 3x3 mean: grain larger than a pixel"),
     "mixture": ("Mixture", "correlated, speckle, Poisson and salt and pepper together"),
+    "monte_carlo": ("Monte Carlo", "of a renderer that averages few light paths, with bright outliers"),
+    "camera": ("Camera", "shot and read noise of a sensor, demosaiced, white-balanced and with the sRGB curve"),
 }
 
 

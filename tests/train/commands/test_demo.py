@@ -7,6 +7,8 @@ import pytest
 
 from masked_swin.train.cli import main
 from masked_swin.train.commands import demo
+from masked_swin.train.commands.report import NOISE_TITLES
+from masked_swin.train.data import NOISES
 
 
 @pytest.fixture
@@ -45,3 +47,7 @@ def test_demo_fails_where_training_did_not_help(tmp_path: Path, capsys: pytest.C
     assert main(["demo", "--output", str(output), "--seconds", "0.1"]) == 1
     assert re.search(r"error: the unmasked network gains -\d+\.\d\d dB .* at least 2\.0 dB", capsys.readouterr().err)
     assert (output / "report.html").is_file()
+
+
+def test_every_noise_has_a_title_in_the_report():
+    assert set(NOISE_TITLES) == set(NOISES)
